@@ -1,0 +1,31 @@
+"""The functional API: every op with its contract in the file of its name."""
+
+from bitnet_torch.ops._registry import (
+    all_ops,
+    available_backends,
+    serving_backend,
+    use_backend,
+)
+from bitnet_torch.ops.backends import load_backends
+from bitnet_torch.ops.bit_linear import bit_linear, bit_linear_prepacked
+from bitnet_torch.ops.pack_codes import pack_codes, unpack_codes
+from bitnet_torch.ops.quantize_activation import quantize_activation
+from bitnet_torch.ops.quantize_weight import quantize_weight
+from bitnet_torch.ops.ternary_linear import ternary_linear
+
+__all__ = [
+    "all_ops",
+    "available_backends",
+    "bit_linear",
+    "bit_linear_prepacked",
+    "load_backends",
+    "pack_codes",
+    "quantize_activation",
+    "quantize_weight",
+    "serving_backend",
+    "ternary_linear",
+    "unpack_codes",
+    "use_backend",
+]
+
+load_backends()

@@ -1,0 +1,85 @@
+"""The argument rules that several ops share, each written once.
+
+Every function raises a :mod:`bitnet_torch.errors` class that names the argument and both
+values. None of them reads a tensor's data, so they also run under fake tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitnet_torch.errors import ConfigurationError, DeviceError, DTypeError, ShapeError
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# |acc| <= 128 * K; float32 holds every integer up to 2^24 = 128 * 131072.
+MAX_K = 1 << 17
+
+
+def check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    """Raise DTypeError unless ``tensor`` has one of the allowed dtypes."""
+    if tensor.dtype not in allowed:
+        raise DTypeError(
+            f"{name} must be {_names(allowed)}, got {tensor.dtype}",
+            argument=name,
+            got=str(tensor.dtype),
+        )
+
+
+def check_float_dtype(name: str, dtype: torch.dtype) -> None:
+    """Raise DTypeError unless ``dtype`` is an output dtype the kernels can round to."""
+    if dtype not in FLOATS:
+        raise DTypeError(
+            f"{name} must be {_names(FLOATS)}, got {dtype}", argument=name, got=str(dtype)
+        )
+
+
+def check_k(name: str, k: int) -> None:
+    """Raise ShapeError if a row is too long for an exact accumulator."""
+    if k > MAX_K:
+        raise ShapeError(
+            f"{name} has K={k} columns; sums are exact up to K={MAX_K}", argument=name, k=k
+        )
+
+
+def check_packed(packed: Tensor, k: int, n: int) -> None:
+    """Raise unless ``packed`` is uint8 (ceil(N/4), K), the exchange layout."""
+    check_dtype("packed", packed, torch.uint8)
+    if n < 0:
+        raise ConfigurationError(f"N must not be negative, got {n}", N=n)
+    if packed.dim() != 2 or packed.shape[0] != -(-n // 4) or packed.shape[1] != k:
+        raise ShapeError(
+            f"packed must be (ceil(N/4), K) = ({-(-n // 4)}, {k}), got {tuple(packed.shape)}",
+            N=n,
+            K=k,
+        )
+
+
+def check_weight_scale(w_scale: Tensor, n: int) -> None:
+    """Raise unless ``w_scale`` is float32 and holds one scale, or one per output row."""
+    check_dtype("w_scale", w_scale, torch.float32)
+    if w_scale.dim() > 1 or (w_scale.dim() == 1 and w_scale.shape[0] not in (1, n)):
+        raise ShapeError(
+            f"w_scale must be a scalar, (1,) or (N,) = ({n},), got {tuple(w_scale.shape)}", N=n
+        )
+
+
+def check_bias(bias: Tensor | None, n: int) -> None:
+    """Raise unless ``bias`` is absent or a float vector of N."""
+    if bias is None:
+        return
+    check_dtype("bias", bias, *FLOATS)
+    if bias.dim() != 1 or bias.shape[0] != n:
+        raise ShapeError(f"bias must be (N,) = ({n},), got {tuple(bias.shape)}", N=n)
+
+
+def check_same_device(**tensors: Tensor | None) -> None:
+    """Raise DeviceError unless all given tensors lie on one device."""
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise DeviceError(f"tensors must lie on one device, got {listed}")
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return " or ".join(str(d).removeprefix("torch.") for d in dtypes)

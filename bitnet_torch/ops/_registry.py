@@ -1,0 +1,186 @@
+"""Declare an operator once; let each backend implement it for one device type.
+
+An op is declared with a schema, a check, a fake and a reference. The reference is
+registered for every device, so an op is complete the moment it is declared. A backend
+then replaces the reference on its own device type with :func:`implement`. Dispatch is
+PyTorch's: nothing here runs per call except the check.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
+
+from bitnet_torch.errors import BackendUnavailableError, DeviceError, NotDifferentiableError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "bitnet_torch"
+BACKEND_DEVICE = {"cpu": "cpu", "triton": "cuda", "metal": "mps"}
+_LIB = torch.library.Library(NAMESPACE, "DEF")
+_DISPATCH_KEY = {"cpu": "CPU", "cuda": "CUDA", "mps": "MPS"}
+_OPS: dict[str, Op[Any, Any]] = {}
+_forced: str | None = None
+
+
+@dataclass
+class Op(Generic[P, T]):
+    """A declared operator and the backends that implement it.
+
+    Attributes:
+        name: Operator name inside the ``bitnet_torch`` namespace.
+        check: Raises if the arguments break the op's contract. Never touches data.
+        overload: What PyTorch dispatches on.
+        impls: Backend name to implementation. ``"reference"`` is always present.
+        owner: Device type to the backend that serves it.
+    """
+
+    name: str
+    check: Callable[..., None]
+    overload: Callable[..., Any]
+    impls: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    owner: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run the op on the backend that owns the arguments' device."""
+        fn = self.overload if _forced is None else self.impls[_forced]
+        result: T = fn(*args, **kwargs)
+        return result
+
+
+def declare(
+    schema: str, *, check: Callable[..., None], fake: Callable[..., Any]
+) -> Callable[[Callable[P, T]], Op[P, T]]:
+    """Declare an op; the decorated function is its reference implementation.
+
+    Args:
+        schema: PyTorch schema string without the namespace.
+        check: Same arguments as the op; raises if they break the contract.
+        fake: Same arguments; returns empty outputs of the right shape and dtype.
+    """
+    name = schema.partition("(")[0]
+    qualified = f"{NAMESPACE}::{name}"
+
+    def decorator(reference: Callable[P, T]) -> Op[P, T]:
+        _LIB.define(schema)
+        op: Op[P, T] = Op(name, check, getattr(getattr(torch.ops, NAMESPACE), name).default)
+        torch.library.register_fake(qualified, _checked(op, fake), lib=_LIB)
+        op.impls["reference"] = _checked(op, reference)
+        _LIB.impl(name, op.impls["reference"], "CompositeExplicitAutograd")
+        # Unregistered, autograd would differentiate the reference's own arithmetic: a gradient
+        # through the scales only, wrong, and announced by nothing louder than a warning.
+        torch.library.register_autograd(qualified, _refuse_gradient(name), lib=_LIB)
+        _OPS[name] = op
+        functools.update_wrapper(op, reference)
+        return op
+
+    return decorator
+
+
+def implement(
+    op: Op[P, T], *, backend: str, device: str
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Register the decorated function as ``op`` on ``device``, present or not."""
+
+    def decorator(kernel: Callable[P, T]) -> Callable[P, T]:
+        op.impls[backend] = _on_device(device, _checked(op, kernel))
+        _LIB.impl(op.name, _checked(op, kernel), _DISPATCH_KEY[device])
+        op.owner[device] = backend
+        logger.debug("%s: %s serves %s", op.name, backend, device)
+        return kernel
+
+    return decorator
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op on backend ``name`` inside the block. For tests and bisection.
+
+    Example::
+
+        with use_backend("reference"):
+            y = layer(x)
+
+    Raises:
+        BackendUnavailableError: ``name`` is unknown, or some op has no implementation of it.
+    """
+    global _forced
+    if missing := [op.name for op in _OPS.values() if name not in op.impls]:
+        raise BackendUnavailableError(
+            f"backend {name!r} does not implement {', '.join(missing)}; "
+            f"available: {', '.join(available_backends())} (`bitnet doctor` says why)",
+            backend=name,
+            missing=missing,
+        )
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def available_backends() -> list[str]:
+    """Return the names of the backends that implement every op."""
+    names = {name for op in _OPS.values() for name in op.impls}
+    return sorted(n for n in names if all(n in op.impls for op in _OPS.values()))
+
+
+def forced_backend() -> str | None:
+    """Return the backend that :func:`use_backend` has forced, if any."""
+    return _forced
+
+
+def serving_backend(device_type: str) -> str:
+    """Return the backend that serves the linear op on ``device_type`` now."""
+    return _forced or _OPS["bit_linear"].owner.get(device_type, "reference")
+
+
+def all_ops() -> dict[str, Op[Any, Any]]:
+    """Return every declared op by name."""
+    return dict(_OPS)
+
+
+def _refuse_gradient(name: str) -> Callable[..., Any]:
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotDifferentiableError(
+            f"{name} works on integer codes and has no gradient; train with BitLinear", op=name
+        )
+
+    return backward
+
+
+def _checked(op: Op[P, T], fn: Callable[..., T]) -> Callable[..., T]:
+    check = op.check
+
+    @functools.wraps(fn)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        check(*args, **kwargs)
+        return fn(*args, **kwargs)
+
+    return call
+
+
+def _on_device(device: str, fn: Callable[..., T]) -> Callable[..., T]:
+    """Guard a forced backend: PyTorch's dispatch would have chosen by device, this does not."""
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> T:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Tensor) and value.device.type != device:
+                raise DeviceError(
+                    f"this backend runs on {device} tensors, got one on {value.device}",
+                    wanted=device,
+                    got=str(value.device),
+                )
+        return fn(*args, **kwargs)
+
+    return call

@@ -1,0 +1,70 @@
+"""The byte orders in which backends hold packed codes.
+
+``exchange`` (see :mod:`bitnet_torch.ops.pack_codes`) is what files, ``state_dict`` and the
+public ops speak. A backend that reads another order faster registers a layout for its
+device; a module repacks into it once, at load, and back whenever its codes are asked for.
+Both directions keep every code, so ``unpack(prepack(packed)) == packed`` to the byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.ops import _registry
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One byte order of packed codes.
+
+    Attributes:
+        name: What the prepacked op's ``layout`` argument says.
+        prepack: ``(packed, N) -> buffer`` from the exchange layout.
+        unpack: ``(buffer, N, K) -> packed`` back to the exchange layout.
+        nbytes: ``(N, K) ->`` size of the buffer in bytes.
+    """
+
+    name: str
+    prepack: Callable[[Tensor, int], Tensor]
+    unpack: Callable[[Tensor, int, int], Tensor]
+    nbytes: Callable[[int, int], int]
+
+
+EXCHANGE = Layout(
+    name="exchange",
+    prepack=lambda packed, N: packed.contiguous(),
+    unpack=lambda buffer, N, K: buffer.reshape(-(-N // 4), K),
+    nbytes=lambda N, K: -(-N // 4) * K,
+)
+LAYOUTS: dict[str, Layout] = {EXCHANGE.name: EXCHANGE}
+_PREFERRED: dict[str, Layout] = {}
+
+
+def register_layout(layout: Layout, *, device: str) -> None:
+    """Make ``layout`` the one that modules on ``device`` hold."""
+    LAYOUTS[layout.name] = layout
+    _PREFERRED[device] = layout
+
+
+def layout_named(name: str) -> Layout:
+    """Return the layout called ``name``.
+
+    Raises:
+        ConfigurationError: No backend that is loaded here has registered it.
+    """
+    if name not in LAYOUTS:
+        raise ConfigurationError(
+            f"layout must be one of {', '.join(sorted(LAYOUTS))}, got {name!r}", layout=name
+        )
+    return LAYOUTS[name]
+
+
+def preferred_layout(device_type: str) -> Layout:
+    """Return the layout in which a module on ``device_type`` should hold its codes now."""
+    if _registry.forced_backend() == "reference":
+        return EXCHANGE
+    return _PREFERRED.get(device_type, EXCHANGE)
