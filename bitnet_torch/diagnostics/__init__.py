@@ -1,0 +1,1 @@
+"""What the package says about itself: logs, traces, timers, reports."""
