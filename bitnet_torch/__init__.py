@@ -1,45 +1,59 @@
-"""bitnet-torch: train, pack and run 1.58-bit language models, bit for bit the same.
+"""bitnet-torch: train, pack and run 1.58-bit language models, bit for bit the same everywhere.
 
-A public name is imported from its home on first use. Importing PyTorch takes about a second,
-and the command line's help, its usage errors and the exceptions need none of it.
+Public names are loaded when they are first used, so that ``import bitnet_torch`` and
+``bitnet --help`` do not pay for torch.
 """
 
-from importlib import import_module
+from __future__ import annotations
+
+import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from bitnet_torch.errors import BitNetError
-
 if TYPE_CHECKING:
-    from bitnet_torch import ops
-    from bitnet_torch.ops import use_backend
+    from bitnet_torch import ops as ops
+    from bitnet_torch.errors import BitNetError as BitNetError
+    from bitnet_torch.generate import LanguageModel as LanguageModel
+    from bitnet_torch.generate import load as load
+    from bitnet_torch.io import save_pretrained as save_pretrained
+    from bitnet_torch.nn import BitLinear as BitLinear
+    from bitnet_torch.nn import ConversionReport as ConversionReport
+    from bitnet_torch.nn import PackedBitLinear as PackedBitLinear
+    from bitnet_torch.nn import PackReport as PackReport
+    from bitnet_torch.nn import convert as convert
+    from bitnet_torch.nn import pack as pack
+    from bitnet_torch.ops import use_backend as use_backend
 
 __version__ = version("bitnet-torch")
 
-__all__ = [
-    "BitNetError",
-    "__version__",
-    "ops",
-    "use_backend",
-]
-
-_HOMES = {
-    "ops": "bitnet_torch.ops",
-    "use_backend": "bitnet_torch.ops",
+_HOME = {
+    "BitLinear": "nn",
+    "BitNetError": "errors",
+    "ConversionReport": "nn",
+    "LanguageModel": "generate",
+    "PackReport": "nn",
+    "PackedBitLinear": "nn",
+    "convert": "nn",
+    "load": "generate",
+    "pack": "nn",
+    "save_pretrained": "io",
+    "use_backend": "ops",
 }
+_SUBPACKAGES = ("errors", "generate", "io", "models", "nn", "ops", "train")
 
-# Type checkers take the names from the imports above; a visible __getattr__ would make
-# every misspelt name look right to them.
-if not TYPE_CHECKING:
+__all__ = ["__version__", "ops", *sorted(_HOME)]
 
-    def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = import_module(_HOMES[name])
-        value = home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
-        globals()[name] = value
-        return value
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    elif name in _SUBPACKAGES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

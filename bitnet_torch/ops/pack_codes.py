@@ -76,9 +76,14 @@ def _fake_unpack(packed: Tensor, N: int) -> Tensor:
 @declare("unpack_codes(Tensor packed, int N) -> Tensor", check=_check_unpack, fake=_fake_unpack)
 def unpack_codes(packed: Tensor, N: int) -> Tensor:
     """Unpack to int8 codes (N, K). See the module docstring."""
-    raise_if_corrupt(packed, bool((packed & (packed >> 1) & 0b01_01_01_01).any()))
+    raise_if_corrupt(packed, has_corrupt_code(packed))
     fields = [((packed >> shift) & 3).to(torch.int8) for shift in (0, 2, 4, 6)]
     return (torch.cat(fields)[:N] - 1).contiguous()
+
+
+def has_corrupt_code(packed: Tensor) -> bool:
+    """Return whether some byte holds code 3. Reads the data."""
+    return bool((packed & (packed >> 1) & 0b01_01_01_01).any())
 
 
 def raise_if_corrupt(packed: Tensor, bad: bool) -> None:

@@ -1,0 +1,17 @@
+"""Modules: BitLinear trains, PackedBitLinear infers, convert and pack lead from one to the next."""
+
+from bitnet_torch.nn.bit_linear import BitLinear
+from bitnet_torch.nn.convert import ConversionReport, Skipped, convert
+from bitnet_torch.nn.pack import PackedLayer, PackReport, pack
+from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
+
+__all__ = [
+    "BitLinear",
+    "ConversionReport",
+    "PackReport",
+    "PackedBitLinear",
+    "PackedLayer",
+    "Skipped",
+    "convert",
+    "pack",
+]

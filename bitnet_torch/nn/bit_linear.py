@@ -1,0 +1,127 @@
+"""The training form of a ternary layer: latent float weights, exact integer forward.
+
+``BitLinear`` computes in training the very expression that its packed form computes in
+deployment: an integer matrix product and one written-out rounding sequence (see
+``ops/ternary_linear.py``). Other projects train on fake-quantised floats, whose sums depend
+on the batch and the thread count and differ from their own inference; here
+``layer(x)`` and ``layer.packed()(x)`` have the same bits.
+
+The gradient is the straight-through estimator: rounding, clamping and scales count as the
+identity, so with G the gradient of y::
+
+    dX = (G * w_scale) @ t            dW = G^T @ (x_q * x_scale)
+
+Between forward and backward a layer keeps ``x_q``, ``x_scale`` and the 2-bit codes: M*K +
+4*M + ceil(N/4)*K + 4*numel(w_scale) bytes, against 4*M*K + 4*N*K for fake quantisation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.nn._autocast import autocast_input
+from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
+from bitnet_torch.ops.pack_codes import pack_codes, unpack_codes
+from bitnet_torch.ops.quantize_activation import quantize_activation
+from bitnet_torch.ops.quantize_weight import GRANULARITIES, quantize_weight
+from bitnet_torch.ops.ternary_linear import ternary_linear
+
+
+class BitLinear(nn.Linear):
+    """Drop-in ``nn.Linear`` whose weights act as -1, 0, 1 times one scale.
+
+    Its parameters and ``state_dict`` keys are those of ``nn.Linear``.
+
+    Args:
+        in_features: K, at most 131072.
+        out_features: N.
+        bias: Whether to learn an additive bias. BitNet models have none.
+        device: Where the parameters live.
+        dtype: Of the latent weights; float32 keeps small updates from being lost.
+        granularity: ``"matrix"`` for one scale (BitNet b1.58), ``"row"`` for one per output.
+
+    Example::
+
+        layer = BitLinear(256, 512)
+        y = layer(torch.randn(8, 256))
+        torch.equal(y, layer.packed()(x))  # same bits
+    """
+
+    granularity: str = "matrix"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        granularity: str = "matrix",
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        if granularity not in GRANULARITIES:
+            raise ConfigurationError(
+                f"granularity must be one of {GRANULARITIES}, got {granularity!r}"
+            )
+        self.granularity = granularity
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., K) to (..., N) in the input's dtype, with straight-through gradients."""
+        y: Tensor = _StraightThrough.apply(  # type: ignore[no-untyped-call]
+            autocast_input(input), self.weight, self.bias, self.granularity
+        )
+        return y
+
+    @torch.no_grad()
+    def packed(self) -> PackedBitLinear:
+        """Return the inference form: 2-bit codes, the scale, and a copy of the bias."""
+        t, w_scale = quantize_weight(self.weight, self.granularity)
+        bias = None if self.bias is None else self.bias.detach().clone()
+        layer = PackedBitLinear(pack_codes(t), w_scale, self.out_features, bias)
+        return layer.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Show sizes as ``nn.Linear`` does, and the granularity if it is not the default."""
+        rows = "" if self.granularity == "matrix" else f", granularity={self.granularity!r}"
+        return super().extra_repr() + rows
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Quantise both sides, multiply integers, and pass gradients straight through."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, granularity: str
+    ) -> Tensor:
+        x_q, x_scale = quantize_activation(x)
+        t, w_scale = quantize_weight(weight, granularity)
+        packed = pack_codes(t)
+        ctx.save_for_backward(x_q, x_scale, packed, w_scale)
+        ctx.x_dtype, ctx.weight_dtype = x.dtype, weight.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        y: Tensor = ternary_linear(x_q, x_scale, packed, w_scale, weight.shape[0], x.dtype, bias)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x_q, x_scale, packed, w_scale = ctx.saved_tensors
+        g = grad.reshape(-1, grad.shape[-1]).to(torch.float32)
+        dx = dw = db = None
+        # The products are in float32 even if backward is called inside an autocast block.
+        with torch.autocast(grad.device.type, enabled=False):
+            if ctx.needs_input_grad[0]:
+                t = unpack_codes(packed, g.shape[1]).to(torch.float32)
+                dx = ((g * w_scale) @ t).to(ctx.x_dtype).reshape(x_q.shape)
+            if ctx.needs_input_grad[1]:
+                x = x_q.to(torch.float32) * x_scale[..., None]
+                dw = (g.T @ x.reshape(-1, x.shape[-1])).to(ctx.weight_dtype)
+            if ctx.needs_input_grad[2]:
+                db = g.sum(0).to(ctx.bias_dtype)
+        return dx, dw, db, None

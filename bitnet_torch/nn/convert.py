@@ -1,0 +1,127 @@
+"""Turn the linear layers of any model into BitLinear, in place.
+
+A layer is retyped, not rebuilt: the same module object with the same Parameter objects, so
+hooks, references and an optimizer's state survive the switch from full precision to
+quantisation-aware training. Every linear-like module ends up in the report, converted or
+skipped with its reason.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.nn.bit_linear import BitLinear
+from bitnet_torch.ops._checks import FLOATS, MAX_K
+from bitnet_torch.ops.quantize_weight import GRANULARITIES
+
+# The last name of a mixture-of-experts router in the common model families. A router picks
+# experts by small differences of its outputs, which ternary weights do not keep. A GLU may be
+# called "gate" too, but it widens; a router narrows to the number of experts.
+ROUTERS = ("router", "gate", "shared_expert_gate")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One module that was left as it was, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What :func:`convert` did.
+
+    Attributes:
+        converted: Names of the modules that are BitLinear now.
+        skipped: Names and reasons of the linear-like modules that were left alone.
+        weights: Number of weights that act as ternary now.
+    """
+
+    converted: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+    weights: int
+
+    def __str__(self) -> str:
+        lines = [f"converted {len(self.converted)} layers, {self.weights:,} weights"]
+        lines += [f"  skipped {s.name or '(root)'}: {s.reason}" for s in self.skipped]
+        return "\n".join(lines)
+
+
+def convert(
+    model: nn.Module, exclude: Sequence[str] = ("lm_head",), *, granularity: str = "matrix"
+) -> ConversionReport:
+    """Turn every ``nn.Linear`` of ``model`` into :class:`BitLinear`, in place.
+
+    Args:
+        model: Any module; its parameters stay the same objects.
+        exclude: Patterns (``fnmatch``) of module names to leave alone. A pattern is compared
+            with the full name and with its last part, so ``"lm_head"`` matches at any depth.
+        granularity: ``"matrix"`` for one scale per layer, ``"row"`` for one per output.
+
+    Raises:
+        ConfigurationError: Nothing was converted; the message lists why.
+    """
+    if granularity not in GRANULARITIES:
+        raise ConfigurationError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
+    if isinstance(exclude, str):
+        raise ConfigurationError(f"exclude must be a sequence of patterns, got {exclude!r}")
+    owners = _weight_owners(model)
+    converted: list[str] = []
+    skipped: list[Skipped] = []
+    weights = 0
+    for name, module in model.named_modules():
+        if not _is_linear_like(module):
+            continue
+        if reason := _reason_to_skip(name, module, exclude, owners):
+            skipped.append(Skipped(name, reason))
+            continue
+        module.__class__ = BitLinear
+        module.granularity = granularity
+        converted.append(name)
+        weights += module.weight.numel()
+    report = ConversionReport(tuple(converted), tuple(skipped), weights)
+    if not converted:
+        raise ConfigurationError(f"no nn.Linear to convert in {type(model).__name__}: {report}")
+    return report
+
+
+def _is_linear_like(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _weight_owners(model: nn.Module) -> Counter[int]:
+    """Count the modules that hold each parameter, so that a shared weight is noticed."""
+    return Counter(
+        id(p) for module in model.modules() for p in module._parameters.values() if p is not None
+    )
+
+
+def _reason_to_skip(
+    name: str, module: nn.Module, exclude: Sequence[str], owners: Counter[int]
+) -> str | None:
+    last = name.rpartition(".")[2]
+    if isinstance(module, BitLinear):
+        return "is a BitLinear already"
+    if type(module).__name__ == "Conv1D":
+        return "Conv1D holds its weight transposed; replace it by nn.Linear first"
+    for pattern in exclude:
+        if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(last, pattern):
+            return f"excluded by {pattern!r}"
+    if type(module) is not nn.Linear:
+        return f"is a {type(module).__name__}, a subclass whose forward may differ"
+    if last in ROUTERS and module.out_features < module.in_features:
+        return "looks like a mixture-of-experts router, whose choices ternary weights would change"
+    if owners[id(module.weight)] > 1:
+        return "shares its weight with another module"
+    if module.weight.dtype not in FLOATS:
+        return f"has {module.weight.dtype} weights"
+    if module.in_features > MAX_K:
+        return f"has K={module.in_features}; sums are exact up to K={MAX_K}"
+    return None
