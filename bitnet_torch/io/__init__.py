@@ -1,0 +1,1 @@
+"""Checkpoints, tokenizers and files that are never half written."""

@@ -1,0 +1,112 @@
+"""Text to token ids and back: the protocol, and the tokenizer that needs no vocabulary.
+
+:class:`ByteTokenizer` gives every byte of the UTF-8 text its own id. Any text and any bytes
+survive it: a Python string can carry bytes that are not UTF-8 as lone surrogates U+DC80 to
+U+DCFF (``surrogateescape``, which is how Python hands over odd command-line arguments and file
+names), and these encode to the very bytes they stand for. Other lone surrogates stand for
+nothing and are refused. In the other direction a model may emit bytes that are not UTF-8;
+text for people shows each as U+FFFD, the replacement character.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Protocol
+
+from bitnet_torch.errors import GenerationError
+
+
+class StreamDecoder(Protocol):
+    """Turns ids into text as they come, holding back what is not a whole character yet."""
+
+    def push(self, ids: Sequence[int]) -> str:
+        """Return the text that is complete after these further ids; may be empty."""
+        ...
+
+    def finish(self) -> str:
+        """Return what was held back, as replacement characters."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What generation needs of a tokenizer.
+
+    Attributes:
+        vocab_size: Ids lie in [0, vocab_size).
+        eos_ids: Ids that end a text; empty if there is none.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        ...
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a text."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text``."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids``."""
+        ...
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Return a fresh decoder for one stream of ids."""
+        ...
+
+
+class ByteTokenizer:
+    """One id per byte of UTF-8: ids 0 to 255, no special ids."""
+
+    vocab_size = 256
+    eos_ids: tuple[int, ...] = ()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of ``text``.
+
+        Raises:
+            GenerationError: ``text`` holds a surrogate that stands for no byte.
+        """
+        try:
+            return list(text.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError as error:
+            raise GenerationError(
+                f"text holds U+{ord(text[error.start]):04X} at index {error.start}, a lone "
+                "surrogate that stands for no byte",
+                index=error.start,
+            ) from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            GenerationError: An id is not a byte.
+        """
+        return _bytes(ids).decode("utf-8", "replace")
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Return a decoder that never splits a character."""
+        return _ByteStream()
+
+
+class _ByteStream:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Sequence[int]) -> str:
+        return self._decoder.decode(_bytes(ids))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+def _bytes(ids: Sequence[int]) -> bytes:
+    for index, value in enumerate(ids):
+        if not 0 <= value <= 255:
+            raise GenerationError(f"id {value} at index {index} is not a byte", index=index)
+    return bytes(ids)

@@ -1,0 +1,140 @@
+"""One decoder layer: attention and gated feed-forward, each behind a norm and added back.
+
+::
+
+    h = input_layernorm(x)
+    x = x + o_proj(attn_sub_norm(attention(q_proj(h), k_proj(h), v_proj(h))))
+    h = post_attention_layernorm(x)
+    x = x + down_proj(ffn_sub_norm(act(gate_proj(h)) * up_proj(h)))
+
+The sub-norms are BitNet's; a Llama layer has none. Names are those of Hugging Face.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitnet_torch.models.attention import attend
+from bitnet_torch.models.cache import KVCache
+from bitnet_torch.models.config import ModelConfig
+from bitnet_torch.models.glu import gated
+from bitnet_torch.models.linear import LinearClass
+from bitnet_torch.models.norm import RMSNorm
+from bitnet_torch.models.rotary import rotate
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What all layers of one forward pass share.
+
+    Attributes:
+        cos: (B or 1, 1, T, D/2) rotary cosines of the positions.
+        sin: Their sines, same shape.
+        visible: (B, 1, T, S) bool, or None where attention is plainly causal.
+        cache: Where keys and values go, or None.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    visible: Tensor | None
+    cache: KVCache | None
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions and, for BitNet, a norm before ``o_proj``."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        linear: LinearClass,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        hidden = config.hidden_size
+        wide = config.num_attention_heads * config.head_dim
+        narrow = config.num_key_value_heads * config.head_dim
+        self.q_proj = linear(hidden, wide, bias=False, device=device, dtype=dtype)
+        self.k_proj = linear(hidden, narrow, bias=False, device=device, dtype=dtype)
+        self.v_proj = linear(hidden, narrow, bias=False, device=device, dtype=dtype)
+        self.o_proj = linear(wide, hidden, bias=False, device=device, dtype=dtype)
+        self.attn_sub_norm = (
+            RMSNorm(wide, config.rms_norm_eps, device, dtype) if config.attn_sub_norm else None
+        )
+
+    def forward(self, x: Tensor, step: StepContext) -> Tensor:
+        """Return the attention branch (B, T, hidden) of ``x`` (B, T, hidden)."""
+        queries = rotate(self._heads(self.q_proj(x)), step.cos, step.sin)
+        keys = rotate(self._heads(self.k_proj(x)), step.cos, step.sin)
+        values = self._heads(self.v_proj(x))
+        if step.cache is not None:
+            keys, values = step.cache.write(self.layer, keys, values)
+        mixed = attend(queries, keys, values, step.visible).transpose(1, 2).flatten(2)
+        if self.attn_sub_norm is not None:
+            mixed = self.attn_sub_norm(mixed)
+        out: Tensor = self.o_proj(mixed)
+        return out
+
+    def _heads(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        return x.view(batch, tokens, width // self.head_dim, self.head_dim).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward layer with, for BitNet, a norm before ``down_proj``."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        linear: LinearClass,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.activation = config.hidden_act
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = linear(hidden, inner, bias=False, device=device, dtype=dtype)
+        self.up_proj = linear(hidden, inner, bias=False, device=device, dtype=dtype)
+        self.down_proj = linear(inner, hidden, bias=False, device=device, dtype=dtype)
+        self.ffn_sub_norm = (
+            RMSNorm(inner, config.rms_norm_eps, device, dtype) if config.ffn_sub_norm else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the feed-forward branch (..., hidden) of ``x`` (..., hidden)."""
+        inner = gated(self.gate_proj(x), self.up_proj(x), self.activation)
+        if self.ffn_sub_norm is not None:
+            inner = self.ffn_sub_norm(inner)
+        out: Tensor = self.down_proj(inner)
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """The two branches and their norms."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        linear: LinearClass,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(size, eps, device, dtype)
+        self.self_attn = Attention(config, layer, linear, device, dtype)
+        self.post_attention_layernorm = RMSNorm(size, eps, device, dtype)
+        self.mlp = FeedForward(config, linear, device, dtype)
+
+    def forward(self, x: Tensor, step: StepContext) -> Tensor:
+        """Return the residual stream (B, T, hidden) after this layer."""
+        x = x + self.self_attn(self.input_layernorm(x), step)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out

@@ -1,0 +1,71 @@
+"""Rotary position embedding on half-split pairs.
+
+Element j of a head turns together with element j + D/2, at position p by the angle
+``p * theta^(-2j/D)``::
+
+    y[j]       = x[j]       * cos - x[j + D/2] * sin
+    y[j + D/2] = x[j + D/2] * cos + x[j]       * sin
+
+in float32, every product rounded on its own, the result rounded once to x's dtype. The
+tables are made in float64 on the CPU, where every machine gets the same bits, and rounded
+to float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def rotary_tables(head_dim: int, theta: float, length: int) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines (length, head_dim / 2), float32 on the CPU."""
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
+    frequency = theta ** (-pairs / head_dim)
+    position = torch.arange(length, dtype=torch.float64, device="cpu")
+    angle = position[:, None] * frequency
+    return angle.cos().to(torch.float32), angle.sin().to(torch.float32)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the heads ``x`` (B, H, T, D) by tables that broadcast against (B, H, T, D/2)."""
+    x1, x2 = x.to(torch.float32).chunk(2, -1)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1).to(x.dtype)
+
+
+class RotaryTables(nn.Module):
+    """The tables for every position of a context, on the model's device, always float32.
+
+    Args:
+        head_dim: Width D of a head.
+        theta: Base of the frequencies.
+        length: Number of positions.
+        device: Where the tables lie.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(
+        self, head_dim: int, theta: float, length: int, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self._made_of = (head_dim, theta, length)
+        self._make(torch.get_default_device() if device is None else torch.device(device))
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (cos, sin), each (B, 1, T, D/2), for ``positions`` (B, T)."""
+        return self.cos[positions][:, None], self.sin[positions][:, None]
+
+    def _make(self, device: torch.device) -> None:
+        cos, sin = rotary_tables(*self._made_of)
+        self.register_buffer("cos", cos.to(device), persistent=False)
+        self.register_buffer("sin", sin.to(device), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryTables:
+        # `.to(dtype)` would round the tables and `.to_empty()` would lose them. They are a
+        # function of three numbers, so they are made again wherever the module has gone.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._make(self.cos.device)
+        return self

@@ -1,0 +1,195 @@
+"""The decoder: embedding, layers, norm, head, in the shape of the Llama and BitNet families.
+
+One class serves both families; :class:`~bitnet_torch.models.config.ModelConfig` says which
+norms and which activation it has. The linear layers are made by the class given, so the
+same decoder trains in full precision (``nn.Linear``), trains ternary (``BitLinear``) and, after
+``pack``, infers. Parameter names are those of Hugging Face.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bitnet_torch.errors import DTypeError, ShapeError
+from bitnet_torch.models.attention import visible_keys
+from bitnet_torch.models.cache import KVCache
+from bitnet_torch.models.config import ModelConfig
+from bitnet_torch.models.decoder_layer import DecoderLayer, StepContext
+from bitnet_torch.models.head import logits_of
+from bitnet_torch.models.linear import LinearClass
+from bitnet_torch.models.norm import RMSNorm
+from bitnet_torch.models.rotary import RotaryTables
+from bitnet_torch.nn import BitLinear
+
+INITIAL_STD = 0.02
+
+
+class Decoder(nn.Module):
+    """Everything below the head: token ids to normalised hidden states."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        linear: LinearClass,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.hidden_size, device=device, dtype=dtype
+        )
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, layer, linear, device, dtype)
+            for layer in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
+        self.rotary = RotaryTables(
+            config.head_dim, config.rope_theta, config.max_position_embeddings, device
+        )
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, visible: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """Return hidden states (B, T, hidden); arguments as in :class:`StepContext`."""
+        cos, sin = self.rotary(positions)
+        step = StepContext(cos, sin, visible, cache)
+        x = self.embed_tokens(input_ids)
+        for layer in self.layers:
+            x = layer(x, step)
+        out: Tensor = self.norm(x)
+        return out
+
+
+class CausalLM(nn.Module):
+    """A language model: token ids to the logits of the next token.
+
+    Args:
+        config: Sizes and switches.
+        linear: Class of the layers' projections; the head stays in full precision.
+        device: Where the parameters lie; ``"meta"`` makes the shape of a model only.
+        dtype: Dtype of the parameters; PyTorch's default if None.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        linear: LinearClass = BitLinear,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config, linear, device, dtype)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Linear(
+                config.hidden_size, config.vocab_size, bias=False, device=device, dtype=dtype
+            )
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the embedding, and of the residual stream."""
+        return self.model.embed_tokens.weight.dtype
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Return the logits (B, T, vocab), float32.
+
+        Args:
+            input_ids: (B, T) token ids.
+            attention_mask: (B, T), 1 for a token and 0 for padding, of these tokens only (a
+                cache remembers the mask of earlier ones). Padding stands on the left; the first
+                real token has position 0.
+            cache: From :meth:`new_cache`; the tokens are appended to it.
+
+        Raises:
+            ShapeError: ``input_ids`` is not (B, T), the mask has another shape, or there are
+                more tokens than the context has positions.
+            DTypeError: ``input_ids`` or the mask is of a float dtype.
+            GenerationError: The tokens do not fit the cache.
+        """
+        _check_inputs(input_ids, attention_mask, self.config.max_position_embeddings)
+        batch, tokens = input_ids.shape
+        if cache is not None:
+            cache.check_room(batch, tokens)
+        mask = None if attention_mask is None else attention_mask.to(torch.bool)
+        positions, visible = _layout(mask, input_ids, cache)
+        hidden = self.model(input_ids, positions, visible, cache)
+        if cache is not None:
+            cache.advance(torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask)
+        return logits_of(hidden, self._head_weight())
+
+    def new_cache(self, batch: int, length: int) -> KVCache:
+        """Return an empty cache for ``batch`` sequences of up to ``length`` tokens."""
+        return KVCache(self.config, batch, length, self.device, self.dtype)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Draw every weight matrix anew from ``seed``; gains become 1.
+
+        Matrices are normal with standard deviation 0.02, divided by sqrt(2 * layers) where they
+        feed the residual stream. The numbers are drawn in float32 on the CPU, in the order of
+        the parameters' names, so they depend on neither device nor dtype.
+        """
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        shrink = (2 * self.config.num_hidden_layers) ** -0.5
+        for name, parameter in sorted(self.named_parameters()):
+            if parameter.dim() < 2:
+                parameter.fill_(1.0)
+                continue
+            std = INITIAL_STD * (shrink if name.endswith(_RESIDUAL) else 1.0)
+            drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+            parameter.copy_(drawn.normal_(0.0, std, generator=generator))
+
+    def _head_weight(self) -> Tensor:
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+
+_RESIDUAL = ("o_proj.weight", "down_proj.weight")
+
+
+def _check_inputs(input_ids: Tensor, mask: Tensor | None, context: int) -> None:
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise DTypeError(f"input_ids must be int64 or int32, got {input_ids.dtype}")
+    if input_ids.dim() != 2:
+        raise ShapeError(f"input_ids must be (B, T), got {tuple(input_ids.shape)}")
+    if input_ids.shape[1] > context:
+        raise ShapeError(
+            f"input_ids has {input_ids.shape[1]} tokens; the context is {context}",
+            tokens=input_ids.shape[1],
+            context=context,
+        )
+    if mask is None:
+        return
+    if mask.is_floating_point():
+        raise DTypeError(f"attention_mask must hold 1 and 0 as integers or bool, got {mask.dtype}")
+    if mask.shape != input_ids.shape:
+        raise ShapeError(
+            f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
+            f"got {tuple(mask.shape)}"
+        )
+
+
+def _layout(
+    mask: Tensor | None, input_ids: Tensor, cache: KVCache | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the positions of the tokens and the keys they may see (None: plainly causal)."""
+    tokens = input_ids.shape[1]
+    if mask is None and cache is None:
+        return torch.arange(tokens, device=input_ids.device)[None], None
+    new = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask
+    real = new if cache is None else torch.cat((cache.mask[:, : cache.filled], new), 1)
+    positions = real.to(torch.int64).cumsum(1)[:, -tokens:] - 1
+    return positions.clamp_min(0), visible_keys(real, tokens)
