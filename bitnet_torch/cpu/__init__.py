@@ -1,0 +1,25 @@
+"""SIMD kernels for CPUs: exact ternary products, quantisers and packings in C++.
+
+The kernels are a plain shared library that the installation builds and ctypes loads; the
+launchers of this package check memory layout and pass pointers. The library picks the
+fastest instruction set of the machine when it is loaded (:mod:`bitnet_torch.cpu.isa`).
+"""
+
+from __future__ import annotations
+
+
+def load() -> None:
+    """Load the library and register its kernels for the ``cpu`` device.
+
+    Raises:
+        BackendUnavailableError: The installation built no library; the message says why.
+    """
+    # Here and not at the top: importing a launcher loads the library.
+    from bitnet_torch.cpu import (  # noqa: F401
+        bit_linear,
+        pack_codes,
+        panel8,
+        quantize_activation,
+        quantize_weight,
+        ternary_linear,
+    )

@@ -1,0 +1,115 @@
+// Which instruction set runs: detection, the table, and the switch that tests use.
+#include "isa.hpp"
+
+#include <atomic>
+#include <cstring>
+
+#if defined(BITNET_AVX2)
+#if defined(_MSC_VER)
+#include <immintrin.h>
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace bitnet {
+namespace {
+
+bool always() { return true; }
+
+#if defined(BITNET_AVX2)
+struct Leaf {
+    uint32_t eax, ebx, ecx, edx;
+};
+Leaf cpuid(uint32_t leaf) {
+    Leaf r{};
+#if defined(_MSC_VER)
+    int v[4];
+    __cpuid(v, 0);
+    if (static_cast<uint32_t>(v[0]) < leaf) return r;
+    __cpuidex(v, static_cast<int>(leaf), 0);
+    std::memcpy(&r, v, sizeof r);
+#else
+    __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);
+#endif
+    return r;
+}
+// The operating system must save the wide registers too: the CPU's word alone is not enough.
+uint64_t saved_state() {
+#if defined(_MSC_VER)
+    return _xgetbv(0);
+#else
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return uint64_t{high} << 32 | low;
+#endif
+}
+bool has_avx2() {
+    constexpr uint32_t kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29, kAvx2 = 1u << 5;
+    constexpr uint32_t kBasic = kOsxsave | kAvx | kF16c;
+    if ((cpuid(1).ecx & kBasic) != kBasic || (cpuid(7).ebx & kAvx2) == 0) return false;
+    return (saved_state() & 6) == 6;
+}
+#endif
+
+struct Row {
+    bool (*supported)();
+    Kernels kernels;
+};
+
+// Ordered from the plainest to the fastest: the last supported row is chosen.
+const Row kTable[] = {
+    {always,
+     {"scalar", scalar::quantize_row, scalar::row_sum, scalar::weight_max, scalar::weight_sum,
+      scalar::weight_codes, scalar::ternary_panels}},
+#if defined(BITNET_AVX2)
+    {has_avx2,
+     {"avx2", avx2::quantize_row, avx2::row_sum, avx2::weight_max, avx2::weight_sum, avx2::weight_codes,
+      avx2::ternary_panels}},
+#endif
+};
+constexpr int kRows = static_cast<int>(sizeof kTable / sizeof kTable[0]);
+
+const Kernels* fastest() {
+    const Kernels* best = &kTable[0].kernels;
+    for (const Row& row : kTable)
+        if (row.supported()) best = &row.kernels;
+    return best;
+}
+
+std::atomic<const Kernels*> chosen{nullptr};
+
+}  // namespace
+
+const Kernels& kernels() {
+    const Kernels* k = chosen.load(std::memory_order_relaxed);
+    if (k == nullptr) {
+        k = fastest();
+        chosen.store(k, std::memory_order_relaxed);  // every thread computes the same answer
+    }
+    return *k;
+}
+
+}  // namespace bitnet
+
+BITNET_EXPORT const char* bitnet_cpu_isa() { return bitnet::kernels().name; }
+
+// The name of the i-th instruction set that this machine can run, slowest first; null past the end.
+BITNET_EXPORT const char* bitnet_cpu_isa_name(int i) {
+    for (int row = 0; row < bitnet::kRows; ++row)
+        if (bitnet::kTable[row].supported() && i-- == 0) return bitnet::kTable[row].kernels.name;
+    return nullptr;
+}
+
+BITNET_EXPORT int bitnet_cpu_isa_force(const char* name) {
+    for (const bitnet::Row& row : bitnet::kTable)
+        if (std::strcmp(row.kernels.name, name) == 0 && row.supported()) {
+            bitnet::chosen.store(&row.kernels);
+            return bitnet::kOk;
+        }
+    return bitnet::kInvalidArgument;
+}
+
+// Python refuses a library that was built from other sources: the argument lists would not match.
+BITNET_EXPORT int bitnet_cpu_abi() { return 1; }

@@ -1,0 +1,58 @@
+// The table of instruction sets. A row is a name, a run-time test and one function pointer for each kernel that
+// gains from it; a new instruction set adds files named *_<isa>.cpp and one row in isa.cpp, and may borrow entries.
+//
+// Rule for *_<isa>.cpp files: no standard-library templates and no inline functions outside an unnamed namespace
+// (number.hpp says why).
+#pragma once
+#include "common.hpp"
+
+namespace bitnet {
+
+// A ternary product over some rows of x. Strides and counts are in elements.
+struct TernaryJob {
+    const int8_t* x;        // tokens x K_padded, rows x_stride apart, zero past K
+    int64_t x_stride;
+    const int32_t* x_sum;   // sum of each row: takes off the +1 of the codes
+    const float* x_scale;   // one for each token
+    const uint8_t* panels;  // panel8
+    const float* w_scale;   // w_scale[n * w_scale_step]: step 0 is one scale for the matrix
+    int64_t w_scale_step;
+    const void* bias;       // null, or N values of bias_dtype
+    DType bias_dtype;
+    void* y;                // tokens x N, without padding
+    DType y_dtype;
+    int64_t tokens, N, K_padded;
+};
+
+struct Kernels {
+    const char* name;
+    // One token: writes K codes, zeros up to K_padded, the scale and the sum of the codes.
+    void (*quantize_row)(const void* x, DType dtype, int64_t K, int8_t* q, int64_t K_padded, float* scale,
+                         int32_t* sum);
+    int32_t (*row_sum)(const int8_t* x, int64_t count);
+    // The largest |w| as its bits: an integer maximum keeps NaN, which sorts above infinity.
+    uint32_t (*weight_max)(const void* w, DType dtype, int64_t count);
+    int64_t (*weight_sum)(const void* w, DType dtype, int64_t count, float power);  // of rne(|w| * power)
+    void (*weight_codes)(const void* w, DType dtype, int64_t count, float half_scale, int8_t* t);
+    void (*ternary_panels)(const TernaryJob& job, int64_t first, int64_t last);  // all tokens, panels [first, last)
+};
+
+const Kernels& kernels();  // the chosen row: the last supported one, or the forced one
+
+#define BITNET_DECLARE_KERNELS                                                                        \
+    void quantize_row(const void*, DType, int64_t, int8_t*, int64_t, float*, int32_t*);               \
+    int32_t row_sum(const int8_t*, int64_t);                                                          \
+    uint32_t weight_max(const void*, DType, int64_t);                                                 \
+    int64_t weight_sum(const void*, DType, int64_t, float);                                           \
+    void weight_codes(const void*, DType, int64_t, float, int8_t*);                                   \
+    void ternary_panels(const TernaryJob&, int64_t, int64_t);
+
+namespace scalar {
+BITNET_DECLARE_KERNELS
+}
+namespace avx2 {
+BITNET_DECLARE_KERNELS
+}
+#undef BITNET_DECLARE_KERNELS
+
+}  // namespace bitnet
