@@ -1,0 +1,179 @@
+"""What every declared op owes: registration, compilation, strides, gradients, backends that agree.
+
+An op that is added without a row in ``ARGUMENTS`` fails the first test.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitnet_torch import ops
+from bitnet_torch.errors import NotDifferentiableError
+from bitnet_torch.ops.layouts import preferred_layout
+from tests.bits import same_bits
+from tests.cases import DTYPES, activations, codes, leading, seeds, sizes, styles, weights
+
+
+def make_arguments(name, dtype, lead, k, n, style, seed):
+    """Return valid arguments of op ``name``; the same values for the same seed."""
+    x = activations((*lead, k), dtype, style, seed)
+    t = codes(n, k, seed)
+    packed = ops.pack_codes(t)
+    granularity = ("matrix", "row")[seed % 2]
+    scale = torch.rand((n,) if granularity == "row" else (), generator=generator(seed)) + 1e-3
+    bias = None if seed % 3 else torch.randn(n, generator=generator(seed)).to(dtype)
+    layout = preferred_layout("cpu")
+    x_q, x_scale = ops.quantize_activation(x)
+    return {
+        "quantize_activation": lambda: (x,),
+        "quantize_weight": lambda: (weights(n, k, dtype, style, seed), granularity),
+        "pack_codes": lambda: (t,),
+        "unpack_codes": lambda: (packed, n),
+        "ternary_linear": lambda: (x_q, x_scale, packed, scale, n, dtype, bias),
+        "bit_linear": lambda: (x, packed, scale, n, bias),
+        "bit_linear_prepacked": lambda: (
+            x,
+            layout.prepack(packed, n),
+            layout.name,
+            scale,
+            n,
+            bias,
+        ),
+    }[name]()
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def outputs(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def all_same_bits(got, want):
+    return all(same_bits(g, w) for g, w in zip(outputs(got), outputs(want), strict=True))
+
+
+NAMES = sorted(ops.all_ops())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", ["cpu"])
+@settings(max_examples=300, deadline=None)
+@given(lead=leading, k=sizes, n=sizes, style=styles, seed=seeds)
+def test_backend_has_the_bits_of_the_reference(name, backend, lead, k, n, style, seed):
+    op = ops.all_ops()[name]
+    for dtype in DTYPES:
+        arguments = make_arguments(name, dtype, lead, k, n, style, seed)
+        with ops.use_backend("reference"):
+            want = op(*arguments)
+        with ops.use_backend(backend):
+            got = op(*arguments)
+        assert all_same_bits(got, want)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_default_dispatch_on_cpu_is_the_cpu_backend(name):
+    op = ops.all_ops()[name]
+    assert op.owner["cpu"] == "cpu"
+    arguments = make_arguments(name, torch.float32, (3,), 40, 9, "normal", 1)
+    assert all_same_bits(op(*arguments), op.impls["cpu"](*arguments))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck_passes(name):
+    arguments = make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6)
+    torch.library.opcheck(ops.all_ops()[name].overload, arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck_passes_when_an_input_wants_a_gradient(name):
+    # opcheck looks at autograd registration only if some input requires grad. The test that
+    # runs backward is left out: it must raise, which the next test checks.
+    arguments = make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6)
+    torch.library.opcheck(
+        ops.all_ops()[name].overload,
+        [a.requires_grad_() if is_float(a) else a for a in arguments],
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+def is_float(value):
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("pack_codes", "unpack_codes")])
+def test_backward_is_refused_by_name_not_wrong(name):
+    arguments = make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6)
+    arguments = [a.requires_grad_() if is_float(a) else a for a in arguments]
+    result = outputs(ops.all_ops()[name](*arguments))[-1]
+    with pytest.raises(NotDifferentiableError, match=f"{name} works on integer codes"):
+        result.sum().backward()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_in_one_graph_with_the_same_bits(name):
+    op = ops.all_ops()[name]
+    arguments = make_arguments(name, torch.bfloat16, (5,), 64, 8, "normal", 6)
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+
+    def call(*tensors):
+        rest = iter(tensors)
+        return op(*(next(rest) if isinstance(a, torch.Tensor) else a for a in arguments))
+
+    compiled = torch.compile(call, fullgraph=True, backend="inductor")
+    assert all_same_bits(compiled(*tensors), op(*arguments))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_strided_inputs_are_accepted(name):
+    op = ops.all_ops()[name]
+    arguments = make_arguments(name, torch.float16, (4, 3), 50, 10, "normal", 3)
+    strided = [spread(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+    assert any(isinstance(a, torch.Tensor) and not a.is_contiguous() for a in strided)
+    assert all_same_bits(op(*strided), op(*arguments))
+
+
+def spread(x):
+    """Return ``x`` as a view of every second element of a transposed, larger tensor."""
+    if x.dim() == 0:
+        return x
+    wide = torch.zeros(*(2 * s for s in reversed(x.shape)), dtype=x.dtype)
+    view = wide.permute(*reversed(range(x.dim())))[tuple(slice(None, None, 2) for _ in x.shape)]
+    view.copy_(x)
+    return view
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("lead", [(0,), (2, 0), ()])
+@pytest.mark.parametrize(("k", "n"), [(0, 5), (5, 0), (7, 6)])
+def test_empty_inputs_give_empty_outputs_of_the_right_shape(name, lead, k, n):
+    op = ops.all_ops()[name]
+    arguments = make_arguments(name, torch.float32, lead, k, n, "normal", 3)
+    with ops.use_backend("reference"):
+        want = op(*arguments)
+    assert all_same_bits(op(*arguments), want)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract_is_written_in_the_module_of_its_name(name):
+    import sys
+
+    doc = sys.modules[ops.all_ops()[name].__module__].__doc__
+    assert "Source:" in doc
+    assert "argument" in doc
+    assert "shape" in doc
+
+
+@settings(max_examples=20, deadline=None)
+@given(m=st.integers(1, 3), seed=seeds)
+def test_reference_does_not_write_to_its_inputs(m, seed):
+    for name in NAMES:
+        arguments = make_arguments(name, torch.float32, (m,), 16, 8, "normal", seed)
+        kept = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+        for backend in ("reference", "cpu"):
+            with ops.use_backend(backend):
+                ops.all_ops()[name](*arguments)
+        for a, b in zip(arguments, kept, strict=True):
+            assert not isinstance(a, torch.Tensor) or same_bits(a, b)

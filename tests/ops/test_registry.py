@@ -1,0 +1,68 @@
+"""Choosing, forcing and reporting backends."""
+
+import pytest
+import torch
+
+from bitnet_torch import ops
+from bitnet_torch.errors import BackendUnavailableError, DeviceError
+from bitnet_torch.ops import _registry, backends
+
+
+def test_an_unknown_backend_is_refused_and_what_is_there_is_listed():
+    with (
+        pytest.raises(BackendUnavailableError, match=r"'gpu' does not implement .*reference"),
+        ops.use_backend("gpu"),
+    ):
+        pass
+
+
+def test_the_forced_backend_is_restored_also_after_an_error():
+    with pytest.raises(ZeroDivisionError), ops.use_backend("reference"):
+        assert ops.serving_backend("cpu") == "reference"
+        raise ZeroDivisionError
+    assert ops.serving_backend("cpu") == "cpu"
+
+
+def test_forcing_nests():
+    with ops.use_backend("reference"):
+        with ops.use_backend("cpu"):
+            assert ops.serving_backend("cpu") == "cpu"
+        assert ops.serving_backend("cpu") == "reference"
+
+
+def test_a_forced_backend_refuses_tensors_of_another_device():
+    with ops.use_backend("cpu"), pytest.raises(DeviceError, match="runs on cpu tensors.*meta"):
+        ops.quantize_activation(torch.empty(2, 2, device="meta"))
+
+
+def test_forcing_holds_under_compile():
+    def layer(x):
+        return ops.quantize_activation(x)[0]
+
+    with ops.use_backend("reference"):
+        x_q = torch.compile(layer, fullgraph=True, backend="aot_eager")(torch.ones(2, 4))
+    assert x_q.tolist() == [[127] * 4] * 2
+
+
+def test_a_backend_without_its_package_has_a_reason_and_is_not_loaded(monkeypatch):
+    monkeypatch.setitem(backends._MODULES, "ghost", "bitnet_torch_ghost")
+    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
+    ghost = {b.name: b for b in backends.load_backends()}["ghost"]
+    assert not ghost.loaded
+    assert ghost.reason == "package bitnet_torch_ghost is not installed"
+
+
+def test_a_backend_that_is_present_and_broken_raises(monkeypatch, tmp_path):
+    (tmp_path / "broken_backend.py").write_text("import a_module_that_does_not_exist_anywhere\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(backends, "_MODULES", {"broken": "broken_backend"})
+    monkeypatch.setattr(backends, "_loaded", {})
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_does_not_exist_anywhere"):
+        backends.load_backends()
+
+
+def test_every_op_has_a_reference_and_the_names_are_public():
+    for name, op in ops.all_ops().items():
+        assert "reference" in op.impls
+        assert getattr(ops, name) is op
+    assert set(_registry._OPS) == set(ops.all_ops())
