@@ -32,7 +32,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OSError: The folder cannot be written, or the disk is full. ``path`` is as it was.
     """
-    target = Path(path)
+    target = Path(path).resolve()
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_SUFFIX)
     os.close(handle)
     aside = Path(name)
@@ -63,7 +63,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         NotADirectoryError: ``path`` is a file.
         OSError: The parent cannot be written, or the disk is full. ``path`` is as it was.
     """
-    target = Path(path)
+    target = Path(path).resolve()
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{target} is a file; a folder was to be written there")
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_SUFFIX))
@@ -71,7 +71,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield aside
         aside.chmod(0o777 & ~_umask())
         for entry in [*aside.rglob("*"), aside]:
-            _flush(entry)
+            if not entry.is_symlink():
+                _flush(entry)
         replaced = _take_place(aside, target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

@@ -61,10 +61,16 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """One id per byte of UTF-8: ids 0 to 255, no special ids."""
+    """One id per byte of UTF-8: ids 0 to 255, nothing else.
+
+    Args:
+        eos_ids: Bytes that end a text; none by default.
+    """
 
     vocab_size = 256
-    eos_ids: tuple[int, ...] = ()
+
+    def __init__(self, eos_ids: Sequence[int] = ()) -> None:
+        self.eos_ids = tuple(eos_ids)
 
     def encode(self, text: str) -> list[int]:
         """Return the bytes of ``text``.
@@ -92,6 +98,36 @@ class ByteTokenizer:
     def stream_decoder(self) -> StreamDecoder:
         """Return a decoder that never splits a character."""
         return _ByteStream()
+
+
+class IdsOnly:
+    """Stands where a checkpoint names no tokenizer: it refuses text, with the reason.
+
+    Args:
+        vocab_size: The model's.
+        eos_ids: Ids that end a text, from the checkpoint's configuration.
+        reason: Why there is no tokenizer, for the error.
+    """
+
+    def __init__(self, vocab_size: int, eos_ids: Sequence[int], reason: str) -> None:
+        self.vocab_size = vocab_size
+        self.eos_ids = tuple(eos_ids)
+        self.reason = reason
+
+    def encode(self, text: str) -> list[int]:
+        """Raise GenerationError: there is no tokenizer."""
+        raise self._error()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Raise GenerationError: there is no tokenizer."""
+        raise self._error()
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Raise GenerationError: there is no tokenizer."""
+        raise self._error()
+
+    def _error(self) -> GenerationError:
+        return GenerationError(f"{self.reason}; give input_ids instead of text")
 
 
 class _ByteStream:

@@ -6,16 +6,17 @@ is the business of :mod:`bitnet_torch.io.hf_config`; here an unknown key is an e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.ops._checks import MAX_K
 
 ACTIVATIONS = ("relu2", "silu")
 # The fixed-point RMSNorm keeps its error below eps only from here on.
 MIN_EPS = 1e-12
+MAX_THETA = 1e30
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,18 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
 }
 _DERIVED = ("num_key_value_heads", "head_dim")
-_POSITIVE = (*_REQUIRED, *_DERIVED, "max_position_embeddings")
+# A damaged file must not make us build a billion layers. Widths are bounded by the exact sums;
+# the other bounds are beyond any model there is.
+_LARGEST = {
+    "vocab_size": 1 << 24,
+    "hidden_size": MAX_K,
+    "intermediate_size": MAX_K,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": MAX_K,
+    "num_key_value_heads": MAX_K,
+    "head_dim": MAX_K,
+    "max_position_embeddings": 1 << 20,
+}
 
 
 def _check_types(config: ModelConfig) -> None:
@@ -129,9 +141,12 @@ def _derived_head_dim(config: ModelConfig) -> int:
 
 
 def _check_ranges(config: ModelConfig) -> None:
-    for name in _POSITIVE:
-        if getattr(config, name) < 1:
-            raise _range_error(name, getattr(config, name), "at least 1")
+    for name, largest in _LARGEST.items():
+        if not 1 <= getattr(config, name) <= largest:
+            raise _range_error(name, getattr(config, name), f"in [1, {largest}]")
+    width = config.num_attention_heads * config.head_dim
+    if width > MAX_K:
+        raise _range_error("num_attention_heads * head_dim", width, f"at most {MAX_K}")
     if config.head_dim % 2:
         raise _range_error("head_dim", config.head_dim, "even, for rotary pairs")
     if config.num_attention_heads % config.num_key_value_heads:
@@ -141,8 +156,8 @@ def _check_ranges(config: ModelConfig) -> None:
         )
     if config.hidden_act not in ACTIVATIONS:
         raise _range_error("hidden_act", config.hidden_act, f"one of {ACTIVATIONS}")
-    if not (math.isfinite(config.rope_theta) and config.rope_theta > 0):
-        raise _range_error("rope_theta", config.rope_theta, "finite and above 0")
+    if not 0 < config.rope_theta < MAX_THETA:
+        raise _range_error("rope_theta", config.rope_theta, f"in (0, {MAX_THETA})")
     if not MIN_EPS <= config.rms_norm_eps < 1:
         raise _range_error("rms_norm_eps", config.rms_norm_eps, f"in [{MIN_EPS}, 1)")
 

@@ -120,16 +120,32 @@ class CausalLM(nn.Module):
             DTypeError: ``input_ids`` or the mask is of a float dtype.
             GenerationError: The tokens do not fit the cache.
         """
+        hidden = self._hidden(input_ids, attention_mask, cache)
+        return logits_of(hidden, self._head_weight())
+
+    def next_logits(
+        self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache
+    ) -> Tensor:
+        """Return only the logits (B, vocab) after the last token; arguments as in ``forward``.
+
+        A long prompt has no use for the logits between, which may be larger than the model.
+        """
+        hidden = self._hidden(input_ids, attention_mask, cache)
+        return logits_of(hidden[:, -1], self._head_weight())
+
+    def _hidden(
+        self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         _check_inputs(input_ids, attention_mask, self.config.max_position_embeddings)
         batch, tokens = input_ids.shape
         if cache is not None:
             cache.check_room(batch, tokens)
         mask = None if attention_mask is None else attention_mask.to(torch.bool)
         positions, visible = _layout(mask, input_ids, cache)
-        hidden = self.model(input_ids, positions, visible, cache)
+        hidden: Tensor = self.model(input_ids, positions, visible, cache)
         if cache is not None:
             cache.advance(torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask)
-        return logits_of(hidden, self._head_weight())
+        return hidden
 
     def new_cache(self, batch: int, length: int) -> KVCache:
         """Return an empty cache for ``batch`` sequences of up to ``length`` tokens."""
