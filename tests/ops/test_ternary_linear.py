@@ -122,11 +122,11 @@ def test_wrong_arguments_are_named_with_both_values():
         ternary_linear(x_q, x_scale, packed, torch.ones(7), 8, f32)
     with pytest.raises(ShapeError, match=r"bias must be \(N,\) = \(8,\), got \(1,\)"):
         ternary_linear(x_q, x_scale, packed, w_scale, 8, f32, torch.ones(1))
-    with pytest.raises(DTypeError, match="x_q must be int8, got torch.float32"):
+    with pytest.raises(DTypeError, match=r"x_q must be int8, got torch\.float32"):
         ternary_linear(x_q.float(), x_scale, packed, w_scale, 8, f32)
     with pytest.raises(DTypeError, match=r"dtype must be .*, got torch.float64"):
         ternary_linear(x_q, x_scale, packed, w_scale, 8, torch.float64)
     with pytest.raises(DTypeError, match="w_scale must be float32"):
         ternary_linear(x_q, x_scale, packed, w_scale.double(), 8, f32)
-    with pytest.raises(DeviceError, match="one device, got x_q on cpu, .*packed on meta"):
+    with pytest.raises(DeviceError, match=r"one device, got x_q on cpu, .*packed on meta"):
         ternary_linear(x_q, x_scale, packed.to("meta"), w_scale, 8, f32)
