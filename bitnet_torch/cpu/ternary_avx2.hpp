@@ -11,7 +11,9 @@
 namespace bitnet {
 namespace {
 
-constexpr int64_t kPrefetchBytes = 512;
+// Far enough ahead in each stream to cover the latency of DRAM. Measured on Zen 5, weights out of cache: 512 costs a fifth
+// of the speed, 2048 to 4096 are equal.
+constexpr int64_t kPrefetchBytes = 3072;
 
 BITNET_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 BITNET_INLINE void multiply_add(V& sum, V codes, V x) {
