@@ -1,0 +1,174 @@
+"""Checkpoints of a run: one safetensors file each, whole or absent.
+
+A file ``step-00000500.safetensors`` holds the parameters (``model.<name>``), AdamW's moments
+(``optimizer.<name>.<moment>``) and, as JSON in the header, the step, the configuration, the
+digest of the text, the seconds trained and a digest of the tensors. Nothing is pickled. That
+is the whole state: batches and learning rates are functions of the step.
+
+A file is written aside, flushed and renamed, so a kill or a full disk costs at most the
+steps since the one before. The digest catches what a rename cannot: a disk that lost bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from bitnet_torch.errors import CheckpointError, ConfigurationError
+from bitnet_torch.io.atomic import atomic_file
+from bitnet_torch.train.optimizer import moments, restore_moments
+
+_NAME = re.compile(r"step-(\d{8})\.safetensors")
+_HEADER = "bitnet_torch.train"
+# These say where things are and how often something is kept, not what is computed or logged.
+_MAY_CHANGE = ("data.root", "run.out", "run.checkpoint_every", "run.keep_checkpoints")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: Optimizer steps done.
+        seconds: Wall time they took, over all processes that worked on the run.
+        config: The run's configuration as plain JSON values.
+        text_sha256: Digest of the text it trains on.
+    """
+
+    step: int
+    seconds: float
+    config: dict[str, Any]
+    text_sha256: str
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint after ``step`` steps stands."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, oldest first."""
+    return sorted(p for p in folder.glob("step-*.safetensors") if _NAME.fullmatch(p.name))
+
+
+def save_checkpoint(
+    folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int
+) -> Path:
+    """Write a checkpoint and remove all but the newest ``keep``.
+
+    Raises:
+        CheckpointError: The file cannot be written; earlier checkpoints are untouched.
+    """
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"optimizer.{k}": v for k, v in moments(model, optimizer).items()}
+    tensors = {name: t.contiguous() for name, t in tensors.items()}
+    header = {**progress.__dict__, "torch": torch.__version__, "sha256": _digest(tensors)}
+    path = checkpoint_path(folder, progress.step)
+    content = safetensors.torch.save(tensors, {_HEADER: json.dumps(header)})
+    try:
+        with atomic_file(path) as aside:
+            aside.write_bytes(content)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {path} could not be written: {error.strerror}; {_good_one(folder)}",
+            file=str(path),
+        ) from error
+    for old in list_checkpoints(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put a checkpoint into ``model`` and ``optimizer`` and return where it stands.
+
+    Raises:
+        CheckpointError: The file is damaged, or holds other tensors than the model. The message
+            names the newest older checkpoint, from which the run can be continued.
+    """
+    older = [p for p in list_checkpoints(path.parent) if p < path]
+    advice = f"delete it to continue from {older[-1]}" if older else "there is no older one"
+    try:
+        progress, tensors = _read(path)
+        _check_names(model, tensors, progress.step)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged ({error}); {advice}", file=str(path)
+        ) from error
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+    saved = {k.removeprefix("optimizer."): v for k, v in tensors.items()}
+    if progress.step:
+        restore_moments(model, optimizer, saved, progress.step)
+    return progress
+
+
+def check_same_run(saved: Progress, config: dict[str, Any], text_sha256: str, path: Path) -> None:
+    """Refuse to continue a run under another configuration or on other text.
+
+    Where things lie and how often a checkpoint is written may change; everything that the
+    weights or the metrics depend on, the number of threads included, may not.
+
+    Raises:
+        ConfigurationError: Naming every key that differs, with both values.
+    """
+    before, now = _flat(saved.config), _flat(config)
+    differing = [
+        f"{key} ({before.get(key)!r} in the checkpoint, {now.get(key)!r} now)"
+        for key in sorted(before.keys() | now.keys())
+        if key not in _MAY_CHANGE and before.get(key) != now.get(key)
+    ]
+    if saved.text_sha256 != text_sha256:
+        differing.append("the text itself (its SHA-256 differs)")
+    if differing:
+        raise ConfigurationError(
+            f"{path} belongs to another run; it differs in {'; '.join(differing)}",
+            file=str(path),
+            differing=differing,
+        )
+
+
+def _read(path: Path) -> tuple[Progress, dict[str, Tensor]]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()[_HEADER])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _digest(tensors) != header["sha256"]:
+        raise ValueError("the tensors do not have the digest they were written with")
+    fields = ("step", "seconds", "config", "text_sha256")
+    return Progress(**{name: header[name] for name in fields}), tensors
+
+
+def _check_names(model: nn.Module, tensors: dict[str, Tensor], step: int) -> None:
+    for name, parameter in model.named_parameters():
+        wanted = [f"model.{name}"]
+        wanted += [f"optimizer.{name}.{m}" for m in ("exp_avg", "exp_avg_sq")] if step else []
+        for key in wanted:
+            found = tuple(tensors[key].shape) if key in tensors else None
+            if found != tuple(parameter.shape):
+                raise ValueError(f"{key} has shape {found}, expected {tuple(parameter.shape)}")
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].numpy().data)
+    return total.hexdigest()
+
+
+def _good_one(folder: Path) -> str:
+    existing = list_checkpoints(folder)
+    return f"the last good one is {existing[-1]}" if existing else "there is no earlier one"
+
+
+def _flat(sections: dict[str, Any]) -> dict[str, Any]:
+    return {f"{s}.{k}": v for s, values in sections.items() for k, v in values.items()}

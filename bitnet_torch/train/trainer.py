@@ -1,0 +1,202 @@
+"""Train a byte-level language model: full precision first, then ternary, in one run.
+
+From scratch, ternary weights learn slowly: most updates of the latent weights change no
+code. Starting in full precision and switching the forward pass to ternary part of the way
+ends lower for the same number of steps. The switch keeps the parameters and AdamW's moments
+(:func:`bitnet_torch.nn.convert` retypes the layers in place), so it is one line below.
+
+What a step does depends on the step number, the weights and the moments alone:
+
+- the batch is drawn from (seed, step), and the learning rate is a function of the step,
+- the layers are ternary from step ``schedule.qat_start`` on.
+
+So a run that is killed and continued ends in the same bits as one that was left alone, on
+the same machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitnet_torch.diagnostics.extras import require
+from bitnet_torch.errors import BitNetError
+from bitnet_torch.nn import convert
+from bitnet_torch.train.config import TrainConfig
+from bitnet_torch.train.curve import draw_curve
+from bitnet_torch.train.data import batch_of_step, load_corpus, spread_windows
+from bitnet_torch.train.evaluate import bits_per_byte
+from bitnet_torch.train.interrupt import Interrupt, deferred_interrupt
+from bitnet_torch.train.metrics import MetricsLog
+from bitnet_torch.train.progress import TrainingBar
+from bitnet_torch.train.provenance import versions
+from bitnet_torch.train.result import RunResult, export, is_ternary
+from bitnet_torch.train.schedule import learning_rate
+from bitnet_torch.train.state import TrainState, begin
+
+BITS_PER_NAT = 1 / math.log(2)
+
+
+def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
+    """Run ``config`` to its end and return what it made.
+
+    The folder ``run.out`` holds, in the end: ``checkpoints/``, ``metrics.jsonl``, ``curve.png``,
+    ``model/`` (loadable) and ``result.json``. Ctrl-C finishes the step, saves a checkpoint and
+    raises KeyboardInterrupt. The number of threads is set for the run and put back.
+
+    Args:
+        config: The run.
+        resume: Continue from the newest checkpoint; from the start if there is none yet.
+
+    Raises:
+        ConfigurationError: The text is not there; ``run.out`` holds a run and ``resume`` is
+            False; or the checkpoint belongs to another configuration or text.
+        CheckpointError: The newest checkpoint is damaged, or one cannot be written.
+        MissingDependencyError: tqdm or matplotlib is not installed.
+        BitNetError: The loss or its gradient is not finite.
+    """
+    # Asked for now, not after hours of training.
+    require("tqdm", extra="train")
+    require("matplotlib", extra="plot")
+    corpus = load_corpus(config.data)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.run.threads)
+    try:
+        state = begin(config, corpus, resume=resume)
+        _run_steps(state)
+        return _finish(state)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_steps(state: TrainState) -> None:
+    schedule, data = state.config.schedule, state.config.data
+    tokens = data.batch * data.context
+    with (
+        contextlib.closing(MetricsLog(state.metrics_path)) as metrics,
+        TrainingBar(steps=schedule.steps, done=state.step) as bar,
+        deferred_interrupt() as interrupt,
+    ):
+        while state.step < schedule.steps:
+            started = time.perf_counter()
+            if state.step >= schedule.qat_start and not is_ternary(state.model):
+                convert(state.model)
+            rate = learning_rate(schedule, state.config.optimizer.learning_rate, state.step)
+            loss = _step(state, rate)
+            state.step += 1
+            speed = tokens / (time.perf_counter() - started)
+            _log_if_due(state, metrics, loss, rate, speed)
+            phase = "ternary" if is_ternary(state.model) else "full precision"
+            bar.advance(phase=phase, loss=loss, held_out=state.held_out, speed=speed)
+            _save_if_due(state, metrics, interrupt)
+
+
+def _step(state: TrainState, rate: float) -> float:
+    """Do one optimizer step and return its loss in nats per byte."""
+    data = state.config.data
+    windows = batch_of_step(
+        state.corpus.train,
+        seed=state.config.run.seed,
+        step=state.step,
+        context=data.context,
+        batch=data.batch,
+    )
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    loss = _loss(state, windows)
+    state.optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(
+        state.model.parameters(), state.config.optimizer.grad_clip
+    )
+    value = loss.item()
+    if not (math.isfinite(value) and math.isfinite(norm.item())):
+        raise BitNetError(
+            f"step {state.step}: the loss is {value} and its gradient's norm {norm.item()}; "
+            f"a lower optimizer.learning_rate (now {rate:.2e}) usually helps; "
+            f"the last checkpoint is {state.newest_checkpoint}",
+            step=state.step,
+            checkpoint=str(state.newest_checkpoint),
+        )
+    state.optimizer.step()
+    return value
+
+
+def _loss(state: TrainState, windows: Tensor) -> Tensor:
+    logits = state.model(windows[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+
+def _log_if_due(
+    state: TrainState, metrics: MetricsLog, loss: float, rate: float, speed: float
+) -> None:
+    run = state.config.run
+    last = state.step == state.config.schedule.steps
+    if last or state.step % run.log_every == 0:
+        row = {"step": state.step, "loss": loss, "bits_per_byte": loss * BITS_PER_NAT}
+        metrics.write({**row, "learning_rate": rate, "tokens_per_second": round(speed, 1)})
+    if last or state.step % run.eval_every == 0:
+        state.held_out = _held_out_sample(state)
+        metrics.write({"step": state.step, "held_out_bits_per_byte": state.held_out})
+
+
+def _held_out_sample(state: TrainState) -> float:
+    """Return the bits/byte of evenly spread held-out windows, as the training loss counts them."""
+    windows = spread_windows(
+        state.corpus.held_out,
+        context=state.config.data.context,
+        count=state.config.run.eval_windows,
+    )
+    total = 0.0
+    with torch.inference_mode():
+        for group in windows.split(state.config.data.batch):
+            total += _loss(state, group).item() * len(group)
+    return total / len(windows) * BITS_PER_NAT
+
+
+def _save_if_due(state: TrainState, metrics: MetricsLog, interrupt: Interrupt) -> None:
+    last = state.step == state.config.schedule.steps
+    due = state.step % state.config.run.checkpoint_every == 0
+    if not (last or due or interrupt.requested):
+        return
+    metrics.sync()
+    path = state.save()
+    if interrupt.requested:
+        raise KeyboardInterrupt(f"stopped after step {state.step}; continue from {path}")
+
+
+def _finish(state: TrainState) -> RunResult:
+    """Evaluate on the whole held-out text, export, draw the curve, write the record."""
+    config, data = state.config, state.config.data
+    seconds = state.seconds
+    figure = bits_per_byte(
+        state.model,
+        state.corpus.held_out,
+        context=data.context,
+        stride=max(data.context // 2, 1),
+        batch=data.batch,
+        progress=True,
+    )
+    form = export(state.model, state.out / "model")
+    result = RunResult(
+        out=str(state.out),
+        model=str(state.out / "model"),
+        form=form,
+        held_out_bits_per_byte=figure,
+        held_out_bytes=len(state.corpus.held_out),
+        steps=state.step,
+        tokens=state.step * data.batch * data.context,
+        seconds=seconds,
+        seed=config.run.seed,
+        commit=state.commit,
+        versions=versions(),
+        config=config.to_dict(),
+    )
+    draw_curve(state.metrics_path, result, state.out / "curve.png")
+    result.write()
+    return result
