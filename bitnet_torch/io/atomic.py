@@ -38,8 +38,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     aside = Path(name)
     try:
         yield aside
-        # mkstemp makes private files; the result gets the mode any new file would have.
-        aside.chmod(0o666 & ~_umask())
+        set_default_mode(aside)
         _flush(aside)
         aside.replace(target)
     except BaseException:
@@ -69,7 +68,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_SUFFIX))
     try:
         yield aside
-        aside.chmod(0o777 & ~_umask())
+        set_default_mode(aside)
         for entry in [*aside.rglob("*"), aside]:
             if not entry.is_symlink():
                 _flush(entry)
@@ -120,7 +119,8 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
-    current = os.umask(0o077)
-    os.umask(current)
-    return current
+def set_default_mode(path: Path) -> None:
+    """Give a file or folder the mode of any new one; temporary ones are made private."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)

@@ -3,7 +3,7 @@
 Hugging Face's packed layout keeps a scale as one bfloat16 number, which loses 16 of its bits
 and, with them, the promise that a packed model computes what was trained. So a file that we
 write also carries, in the safetensors metadata, the float32 bits of every scale and a
-checksum of the codes they belong to::
+checksum that binds them to the codes::
 
     "bitnet_torch.scales": '{"model.layers.0.self_attn.q_proj": ["3d2aaaab", "<sha256>"], ...}'
 
@@ -34,7 +34,7 @@ class ExactScale:
 
     Attributes:
         bits: The 32 bits, as 8 hexadecimal digits.
-        sha256: Of the layer's packed codes, row by row.
+        sha256: Of the layer's packed codes, row by row, and then of ``bits``.
     """
 
     bits: str
@@ -43,8 +43,8 @@ class ExactScale:
 
 def describe_scale(w_scale: Tensor, packed: Tensor) -> ExactScale:
     """Return what a file shall remember of one layer's scale and codes."""
-    word = int(w_scale.reshape(()).cpu().view(torch.int32)) & 0xFFFFFFFF
-    return ExactScale(f"{word:08x}", _sha256(packed))
+    bits = f"{int(w_scale.reshape(()).cpu().view(torch.int32)):08x}"
+    return ExactScale(bits, _sha256(packed, bits))
 
 
 def render_scales(scales: Mapping[str, ExactScale]) -> str:
@@ -105,9 +105,9 @@ def resolve_scale(
             "which does not round to that",
             tensor=name,
         )
-    if (found := _sha256(packed)) != exact.sha256:
+    if (found := _sha256(packed, exact.bits)) != exact.sha256:
         raise CheckpointError(
-            f"{module}.weight does not have the codes its scale belongs to: sha256 is "
+            f"{module}.weight and its exact scale do not belong together: sha256 is "
             f"{found[:12]}..., expected {exact.sha256[:12]}...",
             tensor=f"{module}.weight",
         )
@@ -134,5 +134,7 @@ def _from_bits(bits: str) -> Tensor:
     return torch.tensor(word, dtype=torch.int32).view(torch.float32)
 
 
-def _sha256(packed: Tensor) -> str:
-    return hashlib.sha256(packed.contiguous().cpu().numpy().data).hexdigest()
+def _sha256(packed: Tensor, bits: str) -> str:
+    digest = hashlib.sha256(packed.contiguous().cpu().numpy().data)
+    digest.update(bits.encode("ascii"))
+    return digest.hexdigest()

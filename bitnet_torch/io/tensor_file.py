@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitnet_torch.errors import CheckpointError
+from bitnet_torch.io.atomic import set_default_mode
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _DTYPES = {
@@ -116,6 +117,7 @@ def write_tensors(
         save_file(ready, os.fspath(path), {"format": "pt", **(metadata or {})})
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
+    set_default_mode(path)
 
 
 def _more(names: list[str]) -> str:

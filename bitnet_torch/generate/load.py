@@ -1,0 +1,50 @@
+"""From a path to a model that generates."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.generate.language_model import LanguageModel
+from bitnet_torch.io import load_pretrained
+
+_HEADS = ("auto", "float")
+_FUTURE_HEADS = ("int8", "screened")
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    lm_head: str = "auto",
+) -> LanguageModel:
+    """Load a checkpoint folder for generation.
+
+    Args:
+        path: Folder in the layout of :mod:`bitnet_torch.io.checkpoint`.
+        device: Where the model shall lie; PyTorch's default device if None.
+        dtype: Of the computation; that of the stored embedding if None.
+        lm_head: ``"float"`` or ``"auto"``: exact float32 logits.
+
+    Raises:
+        CheckpointError: The folder is missing, damaged or not supported.
+        ConfigurationError: ``lm_head`` is not available, or ``dtype`` cannot run this model
+            (float16 with relu2, which overflows it).
+        DeviceError: ``device`` is not available.
+
+    Example::
+
+        from bitnet_torch.assets import bundled_model
+
+        lm = bitnet_torch.load(bundled_model())
+        print(lm.generate("ROMEO.", max_new_tokens=80))
+    """
+    if lm_head not in _HEADS:
+        state = "not built into this version" if lm_head in _FUTURE_HEADS else "unknown"
+        raise ConfigurationError(
+            f"lm_head {lm_head!r} is {state}; available are {_HEADS}", lm_head=lm_head
+        )
+    model, tokenizer = load_pretrained(path, device, dtype)
+    return LanguageModel(model, tokenizer)

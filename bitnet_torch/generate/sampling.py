@@ -1,0 +1,140 @@
+"""Choosing the next token from its logits: greedy, or drawn from a seeded generator.
+
+With temperature 0 the most likely token is taken, of equals the one with the lowest id.
+Otherwise, in this order:
+
+1. top-k keeps the k most likely tokens (of equals, those with the lowest ids);
+2. the logits are divided by the temperature and turned into probabilities;
+3. top-p keeps the most likely tokens until their probabilities reach p, at least one;
+4. one uniform number picks a token from what is left, in proportion.
+
+All in float64 on the CPU, from a generator of our own for every sequence of a batch:
+sequence i uses seed + i. So a sequence is drawn the same alone and in any batch that has it at
+the same index, on every device, and PyTorch's global generator is never touched.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitnet_torch.errors import GenerationError
+
+_SEEDS = 1 << 63
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: 0 takes the most likely token; above, larger is more random.
+        top_k: Number of tokens to choose from, or None for all.
+        top_p: Probability to choose from, in (0, 1].
+        seed: Of the draws; None takes one from the operating system.
+
+    Raises:
+        GenerationError: A setting is out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
+            raise _refused("temperature", self.temperature, "a finite number, at least 0")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise _refused("top_k", self.top_k, "an integer, at least 1, or None")
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise _refused("top_p", self.top_p, "in (0, 1]")
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < _SEEDS):
+            raise _refused("seed", self.seed, "an integer in [0, 2^63), or None")
+
+
+class Sampler:
+    """Chooses tokens for the sequences of one batch; holds their generators.
+
+    Args:
+        settings: How to choose.
+        batch: Number of sequences.
+    """
+
+    def __init__(self, settings: Sampling, batch: int) -> None:
+        self.settings = settings
+        self._generators = [torch.Generator(device="cpu") for _ in range(batch)]
+        first = self._generators[0].seed() % _SEEDS if settings.seed is None else settings.seed
+        for index, generator in enumerate(self._generators):
+            generator.manual_seed((first + index) % _SEEDS)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """Return the ids (B,) chosen from ``logits`` (B, vocab), on the logits' device.
+
+        Raises:
+            GenerationError: A logit is not finite.
+        """
+        if not bool(torch.isfinite(logits).all()):
+            row, token = (int(i) for i in (~torch.isfinite(logits)).nonzero()[0])
+            raise GenerationError(
+                f"the logit of token {token} in sequence {row} is {float(logits[row, token])}",
+                sequence=row,
+                token=token,
+            )
+        if self.settings.temperature == 0:
+            return logits.argmax(-1)
+        rows = logits.to("cpu", torch.float64)
+        drawn = [self._draw(row, g) for row, g in zip(rows, self._generators, strict=True)]
+        return torch.tensor(drawn, device=logits.device)
+
+    def _draw(self, logits: Tensor, generator: torch.Generator) -> int:
+        ids, probabilities = candidates(logits, self.settings)
+        edges = probabilities.cumsum(0)
+        point = torch.rand((), dtype=torch.float64, generator=generator) * edges[-1]
+        index = int(torch.searchsorted(edges, point, right=True))
+        # The product may round up to the last edge itself, past which there is no token.
+        return int(ids[min(index, ids.numel() - 1)])
+
+
+def candidates(logits: Tensor, settings: Sampling) -> tuple[Tensor, Tensor]:
+    """Return the ids that may be drawn, most likely first, and their probabilities.
+
+    Args:
+        logits: (vocab,) float64.
+        settings: With a temperature above 0.
+
+    Returns:
+        Ids and probabilities of equal length; the latter sum to at most 1, as those of the
+        tokens that top-p dropped are left out.
+    """
+    ids = _most_likely(logits, settings.top_k)
+    # Subtracting first: a tiny temperature would send large logits to infinity.
+    scaled = (logits[ids] - logits[ids[0]]) / settings.temperature
+    probabilities = scaled.softmax(0)
+    if settings.top_p < 1:
+        before = probabilities.cumsum(0) - probabilities
+        # At rounding's mercy, the first token's own sum before it is not above 0.
+        kept = max(1, int((before < settings.top_p).sum()))
+        ids, probabilities = ids[:kept], probabilities[:kept]
+    return ids, probabilities
+
+
+def _most_likely(logits: Tensor, top_k: int | None) -> Tensor:
+    """Return the ids of the ``top_k`` largest logits, largest first, equals by id."""
+    if top_k is None or top_k >= logits.numel():
+        return logits.argsort(descending=True, stable=True)
+    threshold = logits.topk(top_k).values[-1]
+    # topk does not say which of several equals it takes: take them all, then sort stably.
+    near = (logits >= threshold).nonzero()[:, 0]
+    return near[logits[near].argsort(descending=True, stable=True)][:top_k]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _refused(name: str, value: object, rule: str) -> GenerationError:
+    return GenerationError(f"{name} must be {rule}, got {value!r}", argument=name, got=value)
