@@ -76,7 +76,7 @@ class BuildKernels(build_ext):
             record["isa_flags"] = {isa: self._flags(isa) for isa in ISA_FLAGS}
         except (CCompilerError, ExecError, PlatformError) as error:
             library.unlink(missing_ok=True)
-            record = {"built": False, "reason": " ".join(str(error).split())}
+            record = {"built": False, "reason": self._reason(error)}
             self.announce(f"CPU kernels not built: {record['reason']}", level=3)
         library.with_name(RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
@@ -113,6 +113,15 @@ class BuildKernels(build_ext):
             objects, str(library), extra_postargs=link, target_lang="c++"
         )
 
+    def _reason(self, error: Exception) -> str:
+        # The middle of a failed command is a page of flags; its ends say what and how.
+        text = " ".join(str(error).split())
+        short = text if len(text) <= 160 else f"{text[:60]} ... {text[-80:]}"
+        return f"{self._command()} failed: {short}"
+
+    def _command(self) -> str:
+        return (getattr(self.compiler, "compiler_so_cxx", None) or [self._kind()])[0]
+
     def _outputs(self) -> Iterator[tuple[Path, Path]]:
         for ext in self.extensions:
             relative = Path(self.get_ext_filename(ext.name))
@@ -126,12 +135,10 @@ class BuildKernels(build_ext):
         return FLAGS[self._kind()] + (ISA_FLAGS[isa][self._kind()] if isa else [])
 
     def _compiler_name(self) -> str:
-        command = getattr(self.compiler, "compiler_so_cxx", None) or [self._kind()]
         if self._kind() == "msvc":
             return "msvc"
-        shown = subprocess.run([command[0], "--version"], capture_output=True, text=True)
-        lines = shown.stdout.splitlines() or [""]
-        return f"{' '.join(command[:1])}: {lines[0]}"
+        shown = subprocess.run([self._command(), "--version"], capture_output=True, text=True)
+        return (shown.stdout.splitlines() or [self._command()])[0]
 
 
 # A universal Python would compile every file for both of its architectures at once.
