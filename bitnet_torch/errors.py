@@ -35,10 +35,17 @@ class BitNetError(Exception):
 
     def causes(self) -> Iterator[BaseException]:
         """Yield the chain of exceptions that led to this one, nearest first."""
-        cause = self.__cause__ or self.__context__
+        cause = _cause(self)
         while cause is not None:
             yield cause
-            cause = cause.__cause__ or cause.__context__
+            cause = _cause(cause)
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """Return what a traceback would show: the explicit cause, else the error being handled."""
+    if error.__cause__ is not None or error.__suppress_context__:
+        return error.__cause__
+    return error.__context__
 
 
 class ShapeError(BitNetError, ValueError):
