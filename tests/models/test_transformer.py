@@ -1,0 +1,153 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from bitnet_torch.errors import DTypeError, ShapeError
+from bitnet_torch.models import CausalLM
+from bitnet_torch.nn import BitLinear, PackedBitLinear, convert, pack
+from tests.bits import same_bits
+from tests.models.tiny import rounding_bound, tiny_config, tiny_model
+
+ONE_LAYER = [
+    "input_layernorm.weight",
+    "mlp.down_proj.weight",
+    "mlp.ffn_sub_norm.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+    "post_attention_layernorm.weight",
+    "self_attn.attn_sub_norm.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.o_proj.weight",
+    "self_attn.q_proj.weight",
+    "self_attn.v_proj.weight",
+]
+
+
+def test_parameters_have_the_names_and_shapes_of_hugging_face():
+    model = tiny_model(BitLinear, num_hidden_layers=1)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert sorted(shapes) == [
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+        *[f"model.layers.0.{name}" for name in ONE_LAYER],
+        "model.norm.weight",
+    ]
+    assert shapes["model.layers.0.self_attn.attn_sub_norm.weight"] == (4 * 16,)
+    assert shapes["model.layers.0.self_attn.k_proj.weight"] == (2 * 16, 48)
+    assert shapes["model.layers.0.mlp.ffn_sub_norm.weight"] == (80,)
+
+
+def test_a_tied_model_has_no_head_and_a_llama_no_sub_norms():
+    names = tiny_model(
+        tie_word_embeddings=True, attn_sub_norm=False, ffn_sub_norm=False
+    ).state_dict()
+    assert not [name for name in names if "lm_head" in name or "sub_norm" in name]
+
+
+def test_a_tied_head_is_the_embedding():
+    untied, tied = tiny_model(), tiny_model(tie_word_embeddings=True)
+    tied.load_state_dict(untied.state_dict(), strict=False)
+    untied.lm_head.weight.data.copy_(untied.model.embed_tokens.weight)
+    ids = torch.randint(96, (1, 5))
+    assert same_bits(tied(ids), untied(ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_float32(dtype):
+    logits = tiny_model(BitLinear, dtype=dtype)(torch.zeros(2, 3, dtype=torch.int32))
+    assert logits.dtype == torch.float32
+    assert logits.shape == (2, 3, 96)
+
+
+def test_no_token_sees_a_later_one():
+    model = tiny_model(BitLinear)
+    ids = torch.randint(96, (1, 12))
+    changed = ids.clone()
+    changed[0, 8:] = (changed[0, 8:] + 1) % 96
+    assert same_bits(model(ids)[:, :8], model(changed)[:, :8])
+    assert not torch.equal(model(ids)[:, 8:], model(changed)[:, 8:])
+
+
+@pytest.mark.parametrize("padding", [1, 5, 11])
+def test_a_padded_sequence_has_the_logits_it_has_alone(padding):
+    model = tiny_model()
+    ids, mask = torch.randint(96, (2, 12)), torch.ones(2, 12, dtype=torch.bool)
+    mask[1, :padding] = False
+    both, alone = model(ids, mask), model(ids[1:, padding:])
+    assert (both[1:, padding:] - alone).abs().max() <= rounding_bound(model, alone)
+    assert (both[:1] - model(ids[:1])).abs().max() <= rounding_bound(model, both)
+    assert bool(torch.isfinite(both).all())
+
+
+def test_training_and_packed_logits_have_the_same_bits():
+    model = tiny_model(BitLinear)
+    ids = torch.randint(96, (2, 17))
+    before = model(ids)
+    report = pack(model)
+    assert len(report.packed) == 2 * 7
+    assert same_bits(model(ids), before)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert same_bits(twin(ids), before)
+
+
+def test_converting_a_float_model_ternarises_all_but_the_head():
+    model = tiny_model(nn.Linear)
+    convert(model)
+    reference = tiny_model(BitLinear)
+    reference.load_state_dict(model.state_dict())
+    ids = torch.randint(96, (1, 9))
+    assert same_bits(model(ids), reference(ids))
+    assert type(model.lm_head) is nn.Linear
+
+
+def test_a_model_on_the_meta_device_is_its_shape_only():
+    model = CausalLM(tiny_config(), nn.Linear, device="meta")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    logits = model(torch.zeros(2, 5, dtype=torch.int64, device="meta"))
+    assert logits.is_meta
+    assert logits.shape == (2, 5, 96)
+
+
+def test_initial_weights_depend_on_the_seed_and_not_on_the_dtype():
+    a, b, other = tiny_model(seed=3), tiny_model(seed=3, dtype=torch.bfloat16), tiny_model(seed=4)
+    before = torch.get_rng_state()
+    for name, weight in a.state_dict().items():
+        assert same_bits(weight.bfloat16(), b.state_dict()[name])
+        assert "norm" in name or not torch.equal(weight, other.state_dict()[name])
+    a.init_weights(0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_gradients_reach_every_parameter():
+    model = tiny_model(BitLinear)
+    model(torch.randint(96, (2, 9))).logsumexp(-1).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(torch.isfinite(parameter.grad).all()), name
+        assert bool(parameter.grad.any()), name
+
+
+def test_bad_inputs_are_named():
+    model, ids = tiny_model(), torch.zeros(1, 4, dtype=torch.int64)
+    with pytest.raises(DTypeError, match=r"input_ids must be int64 or int32, got torch.float32"):
+        model(ids.float())
+    with pytest.raises(ShapeError, match=r"input_ids must be \(B, T\), got \(4,\)"):
+        model(ids[0])
+    with pytest.raises(ShapeError, match=r"65 tokens; the context is 64"):
+        model(torch.zeros(1, 65, dtype=torch.int64))
+    with pytest.raises(DTypeError, match=r"attention_mask .* got torch.float32"):
+        model(ids, torch.ones(1, 4))
+    with pytest.raises(ShapeError, match=r"\(1, 4\), got \(1, 3\)"):
+        model(ids, torch.ones(1, 3, dtype=torch.int64))
+
+
+def test_layers_are_of_the_class_given_and_the_head_is_float():
+    for linear in (nn.Linear, BitLinear):
+        model = tiny_model(linear)
+        assert type(model.model.layers[0].mlp.up_proj) is linear
+        assert type(model.lm_head) is nn.Linear
+    pack(model)
+    assert type(model.model.layers[0].mlp.up_proj) is PackedBitLinear
