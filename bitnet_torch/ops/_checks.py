@@ -75,10 +75,15 @@ def check_bias(bias: Tensor | None, n: int) -> None:
 
 def check_same_device(**tensors: Tensor | None) -> None:
     """Raise DeviceError unless all given tensors lie on one device."""
-    devices = {name: t.device for name, t in tensors.items() if t is not None}
-    if len(set(devices.values())) > 1:
-        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise DeviceError(f"tensors must lie on one device, got {listed}")
+    first = None
+    for tensor in tensors.values():
+        if tensor is None:
+            continue
+        first = tensor.device if first is None else first
+        if tensor.device != first:
+            placed = {name: t.device for name, t in tensors.items() if t is not None}
+            listed = ", ".join(f"{name} on {device}" for name, device in placed.items())
+            raise DeviceError(f"tensors must lie on one device, got {listed}")
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
