@@ -1,0 +1,51 @@
+"""``bitnet generate``: continue a text with a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bitnet_torch.cli.model import generate_text, kernels_on, load_model
+from bitnet_torch.cli.output import discard, write, write_json
+from bitnet_torch.cli.parser import Parser, add_command, add_json, add_model, add_sampling
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "generate",
+        run,
+        purpose="continue a text with a model, as it is made",
+        example="bitnet generate runs/quick/model 'ROMEO.' --max-new-tokens 80 --temperature 0.8",
+    )
+    add_model(parser)
+    parser.add_argument("prompt", metavar="PROMPT", help="text to continue; - reads it from stdin")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="end after N tokens (default: at the end of the context)",
+    )
+    add_sampling(parser, temperature=0.0, seed=None)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Stream the new text, without the prompt, to stdout."""
+    lm = load_model(args.model, args)
+    prompt = _read_stdin() if args.prompt == "-" else args.prompt
+    show = discard if args.json else write
+    made = generate_text(lm, prompt, args, args.max_new_tokens, show)
+    if args.json:
+        device = lm.model.device
+        facts = {"device": str(device), "kernels": kernels_on(device.type), "seed": args.seed}
+        write_json({"model": args.model, "prompt": prompt, **made.to_dict(), **facts})
+    else:
+        write("\n")
+    return 0
+
+
+def _read_stdin() -> str:
+    """Return stdin as text that carries bytes which are not UTF-8 as Python's arguments do."""
+    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
