@@ -1,0 +1,90 @@
+// Every entry point on buffers of exactly their size, so that a sanitizer sees one byte too many.
+// Built and run by test_sanitizers.py together with the kernels' own sources.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+extern "C" {
+const char* bitnet_cpu_isa_name(int);
+int bitnet_cpu_isa_force(const char*);
+int bitnet_cpu_quantize_activation(const void*, int, int64_t, int64_t, int8_t*, float*, int);
+int bitnet_cpu_quantize_weight(const void*, int, int64_t, int64_t, int, int8_t*, float*, int);
+int bitnet_cpu_pack_codes(const int8_t*, int64_t, int64_t, uint8_t*, int);
+int bitnet_cpu_unpack_codes(const uint8_t*, int64_t, int64_t, int8_t*, int);
+int bitnet_cpu_panel8_pack(const uint8_t*, int64_t, int64_t, uint8_t*, int64_t, int);
+int bitnet_cpu_panel8_unpack(const uint8_t*, int64_t, int64_t, int64_t, uint8_t*, int);
+int bitnet_cpu_ternary_linear(const int8_t*, const float*, const uint8_t*, int64_t, const float*, int64_t, const void*,
+                              int, void*, int, int64_t, int64_t, int64_t, int);
+int bitnet_cpu_bit_linear(const void*, int, const uint8_t*, int64_t, const float*, int64_t, const void*, int, void*,
+                          int64_t, int64_t, int64_t, int);
+}
+
+namespace {
+
+// Memory of its own for each buffer: a vector may have spare capacity, which hides an overrun.
+template <class T>
+std::unique_ptr<T[]> buffer(int64_t count) {
+    return std::unique_ptr<T[]>(new T[static_cast<size_t>(count)]);
+}
+void require(int status, const char* what) {
+    if (status == 0) return;
+    std::printf("%s failed: %d\n", what, status);
+    std::exit(1);
+}
+// Bytes of small finite numbers in any of the three formats.
+std::unique_ptr<uint8_t[]> numbers(int64_t count, int dtype) {
+    const int64_t bytes = count * (dtype == 0 ? 4 : 2);
+    auto data = buffer<uint8_t>(bytes);
+    for (int64_t i = 0; i < bytes; ++i) data[i] = static_cast<uint8_t>(i % 2 == 0 ? i * 37 : 0x20 + i % 8 + (i % 3 ? 0x80 : 0));
+    return data;
+}
+
+void run(int64_t M, int64_t N, int64_t K, int dtype, int threads) {
+    const int64_t R = (N + 3) / 4, panels_bytes = (N + 7) / 8 * ((K + 15) / 16) * 32;
+    const auto w = numbers(N * K, dtype), x = numbers(M * K, dtype), bias = numbers(N, dtype);
+    auto t = buffer<int8_t>(N * K), x_q = buffer<int8_t>(M * K);
+    auto w_scale = buffer<float>(N), one_scale = buffer<float>(1), x_scale = buffer<float>(M);
+    auto packed = buffer<uint8_t>(R * K), back = buffer<uint8_t>(R * K), panels = buffer<uint8_t>(panels_bytes);
+    auto y = buffer<uint8_t>(M * N * (dtype == 0 ? 4 : 2));
+    require(bitnet_cpu_quantize_weight(w.get(), dtype, N, K, 0, t.get(), one_scale.get(), threads), "quantize_weight");
+    require(bitnet_cpu_quantize_weight(w.get(), dtype, N, K, 1, t.get(), w_scale.get(), threads), "quantize_weight rows");
+    require(bitnet_cpu_pack_codes(t.get(), N, K, packed.get(), threads), "pack_codes");
+    require(bitnet_cpu_unpack_codes(packed.get(), N, K, t.get(), threads), "unpack_codes");
+    require(bitnet_cpu_panel8_pack(packed.get(), N, K, panels.get(), panels_bytes, threads), "panel8_pack");
+    require(bitnet_cpu_panel8_unpack(panels.get(), panels_bytes, N, K, back.get(), threads), "panel8_unpack");
+    require(std::memcmp(packed.get(), back.get(), static_cast<size_t>(R * K)), "round trip");
+    require(bitnet_cpu_quantize_activation(x.get(), dtype, M, K, x_q.get(), x_scale.get(), threads), "quantize_activation");
+    require(bitnet_cpu_ternary_linear(x_q.get(), x_scale.get(), panels.get(), panels_bytes, one_scale.get(), 1, nullptr, 0,
+                                      y.get(), dtype, M, N, K, threads),
+            "ternary_linear");
+    require(bitnet_cpu_bit_linear(x.get(), dtype, panels.get(), panels_bytes, w_scale.get(), N, bias.get(), dtype, y.get(),
+                                  M, N, K, threads),
+            "bit_linear");
+}
+
+void run_all(int threads) {
+    const int64_t Ms[] = {0, 1, 2, 3, 5, 12, 13, 129}, Ns[] = {0, 1, 7, 8, 9, 33, 71}, Ks[] = {0, 1, 15, 16, 17, 255, 300};
+    int dtype = 0;
+    for (int64_t M : Ms)
+        for (int64_t N : Ns)
+            for (int64_t K : Ks) run(M, N, K, dtype = (dtype + 1) % 3, threads);
+    run(3, 1500, 2001, 1, threads);
+    run(40, 9, 131072, 0, threads);
+}
+
+}  // namespace
+
+int main() {
+    for (int i = 0; bitnet_cpu_isa_name(i) != nullptr; ++i) {
+        require(bitnet_cpu_isa_force(bitnet_cpu_isa_name(i)), "force");
+        run_all(1);
+        std::vector<std::thread> callers;
+        for (int caller = 0; caller < 3; ++caller) callers.emplace_back(run_all, 3);
+        for (std::thread& caller : callers) caller.join();
+    }
+    std::puts("done");
+}
