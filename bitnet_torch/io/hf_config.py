@@ -32,7 +32,7 @@ from bitnet_torch.models import ModelConfig
 
 SECTION = "bitnet_torch"
 _SUB_NORMS = ("attn_sub_norm", "ffn_sub_norm")
-_SECTION_KEYS = ("tokenizer", *_SUB_NORMS)
+_SECTION_KEYS = ("tokenizer", "exact_scales", *_SUB_NORMS)
 _QUANTIZATION_KEYS = (
     "quant_method",
     "linear_class",
@@ -116,12 +116,14 @@ class CheckpointConfig:
         quantization: None for a model in full precision.
         tokenizer: ``"bytes"``, or None where the file names none.
         eos_ids: Ids that end a text.
+        exact_scales: Whether the weights file must hold the float32 bits of its scales.
     """
 
     model: ModelConfig
     quantization: Quantization | None
     tokenizer: str | None = None
     eos_ids: tuple[int, ...] = ()
+    exact_scales: bool = False
 
 
 def parse_config(values: Mapping[str, Any]) -> CheckpointConfig:
@@ -148,6 +150,7 @@ def parse_config(values: Mapping[str, Any]) -> CheckpointConfig:
         _quantization(values.get("quantization_config")),
         section.get("tokenizer"),
         _eos_ids(values.get("eos_token_id"), model.vocab_size),
+        section.get("exact_scales", False),
     )
 
 
@@ -164,6 +167,8 @@ def render_config(config: CheckpointConfig, dtype: str) -> dict[str, Any]:
     section: dict[str, Any] = norms if family == SECTION else {}
     if config.tokenizer is not None:
         section = {**section, "tokenizer": config.tokenizer}
+    if config.exact_scales:
+        section = {**section, "exact_scales": True}
     values = {
         "architectures": [_ARCHITECTURE[family]],
         "model_type": family,
@@ -193,6 +198,8 @@ def _section(values: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"tokenizer {section['tokenizer']!r} is not supported; supported is 'bytes'"
         )
+    if not isinstance(section.get("exact_scales", False), bool):
+        raise CheckpointError(f"exact_scales must be a bool, got {section['exact_scales']!r}")
     return section
 
 

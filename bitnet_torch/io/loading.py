@@ -112,7 +112,7 @@ def _read_model(
         dtype = file.dtype(_EMBEDDING)
     check_dtype(config.model, dtype)
     if packed:
-        _read_packed_layers(file, model, packed, config.quantization, device)
+        _read_packed_layers(file, model, packed, config, device)
     elif ternary:
         kept = [n for n, m in model.named_modules() if type(m) is nn.Linear and n not in ternary]
         convert(model, exclude=kept)
@@ -134,15 +134,15 @@ def _read_packed_layers(
     file: TensorFile,
     model: CausalLM,
     layers: dict[str, nn.Linear],
-    quantization: Quantization | None,
+    config: CheckpointConfig,
     device: torch.device,
 ) -> None:
-    inverse = quantization is not None and quantization.inverse
+    inverse = config.quantization is not None and config.quantization.inverse
     try:
         exact = parse_scales(file.metadata)
     except CheckpointError as error:
         raise file.error(str(error)) from error
-    if exact and set(exact) != set(layers):
+    if (exact or config.exact_scales) and set(exact) != set(layers):
         odd = sorted(set(exact) ^ set(layers))[0]
         raise file.error(f"the exact scales and the packed layers differ by {odd!r}")
     for name, shape in layers.items():

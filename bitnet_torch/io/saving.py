@@ -64,9 +64,10 @@ def save_pretrained(
     ternary = {n: m for n, m in model.named_modules() if isinstance(m, Ternary)}
     quantization = _describe_quantization(model, ternary, packed=format == "hf-packed")
     name, eos_ids = _describe_tokenizer(tokenizer)
-    config = CheckpointConfig(model.config, quantization, name, eos_ids)
+    exact = format == "hf-packed"
+    config = CheckpointConfig(model.config, quantization, name, eos_ids, exact)
     text = json.dumps(render_config(config, str(model.dtype).removeprefix("torch.")), indent=2)
-    collect = _packed_contents if format == "hf-packed" else _master_contents
+    collect = _packed_contents if exact else _master_contents
     _write(Path(folder), text + "\n", collect(model, ternary))
 
 

@@ -9,7 +9,8 @@ checksum that binds them to the codes::
 
 A reader that knows nothing of it reads the rounded scale. This one uses the exact scale if it
 rounds to the stored one and the codes have the checksum; otherwise the two do not belong
-together and the file is refused. A file without the entry has only its stored scales.
+together and the file is refused. A file without the entry has only its stored scales; but
+where ``config.json`` says ``exact_scales``, an absent entry is damage and not a custom.
 """
 
 from __future__ import annotations
