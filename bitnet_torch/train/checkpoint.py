@@ -116,16 +116,20 @@ def check_same_run(saved: Progress, config: dict[str, Any], text_sha256: str, pa
     """Refuse to continue a run under another configuration or on other text.
 
     Where things lie and how often a checkpoint is written may change; everything that the
-    weights or the metrics depend on, the number of threads included, may not.
+    weights or the metrics depend on, the number of threads included, may not. A switch to
+    ternary that still lies ahead may be moved, for the steps done so far are the same: a
+    full-precision twin can share the first part of a run by continuing a copy of its folder.
 
     Raises:
         ConfigurationError: Naming every key that differs, with both values.
     """
     before, now = _flat(saved.config), _flat(config)
+    switches = before["schedule.qat_start"], now["schedule.qat_start"]
+    free = (*_MAY_CHANGE, "schedule.qat_start") if min(switches) >= saved.step else _MAY_CHANGE
     differing = [
         f"{key} ({before.get(key)!r} in the checkpoint, {now.get(key)!r} now)"
         for key in sorted(before.keys() | now.keys())
-        if key not in _MAY_CHANGE and before.get(key) != now.get(key)
+        if key not in free and before.get(key) != now.get(key)
     ]
     if saved.text_sha256 != text_sha256:
         differing.append("the text itself (its SHA-256 differs)")
