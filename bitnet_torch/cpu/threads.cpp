@@ -22,6 +22,9 @@
 #include <pthread.h>
 #include <signal.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -44,8 +47,8 @@ void relax() {
 
 // True once `done()`; false when `limit` has passed. After a while the core is offered to others at every turn:
 // the thread that is waited for may have been put on this very core.
-template <class Done>
-bool spin_until(const Done& done, std::chrono::microseconds limit) {
+template <class Done, class Turn>
+bool spin_until(const Done& done, std::chrono::microseconds limit, const Turn& turn) {
     using Clock = std::chrono::steady_clock;
     if (done()) return true;
     const Clock::time_point start = Clock::now();
@@ -56,9 +59,48 @@ bool spin_until(const Done& done, std::chrono::microseconds limit) {
         }
         const auto waited = Clock::now() - start;
         if (waited > limit) return false;
-        if (waited > kPoliteAfter) std::this_thread::yield();
+        if (waited > kPoliteAfter) {
+            std::this_thread::yield();
+            turn();
+        }
     }
 }
+
+// Where threads run. Left alone, the system often wakes a worker on the core of its waker, and both then take turns on
+// it while other cores idle: two threads at the speed of one, for as long as the calls follow each other. A fixed pinning
+// breaks as soon as another process pushes the caller elsewhere. So a worker that finds itself on the caller's core
+// forbids itself that core, once for each time that something moved. Elsewhere the scheduler is trusted.
+class Placement {
+  public:
+    void remember_allowed() {
+#if defined(__linux__)
+        usable_ = sched_getaffinity(0, sizeof allowed_, &allowed_) == 0;
+#endif
+    }
+    void caller_is_here() {
+#if defined(__linux__)
+        caller_.store(sched_getcpu(), std::memory_order_relaxed);
+#endif
+    }
+    // Called by a worker that is not computing.
+    void step_aside() const {
+#if defined(__linux__)
+        const int core = sched_getcpu();
+        if (core < 0 || core >= CPU_SETSIZE || core != caller_.load(std::memory_order_relaxed) || !usable_) return;
+        cpu_set_t others = allowed_;
+        CPU_CLR(core, &others);
+        // A refusal leaves the worker where it is, which is slow and right.
+        if (CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof others, &others);
+#endif
+    }
+
+#if defined(__linux__)
+  private:
+    cpu_set_t allowed_{};  // written before the first worker starts
+    bool usable_ = false;
+    std::atomic<int> caller_{-1};
+#endif
+};
 
 struct Job {
     void (*body)(const void*, int64_t, int64_t);
@@ -73,6 +115,7 @@ class Pool {
         std::unique_lock<std::mutex> owner(busy_, std::try_to_lock);
         if (!owner.owns_lock()) return false;
         grow(threads - 1);
+        placement_.caller_is_here();
         job_ = job;
         next_.store(0, std::memory_order_relaxed);
         const int helpers = threads - 1 < workers_ ? threads - 1 : workers_;
@@ -109,23 +152,26 @@ class Pool {
         { std::lock_guard<std::mutex> lock(sleep_); }
         condition.notify_all();
     }
-    template <class Done>
-    void sleep_until(const Done& done, std::atomic<int>& sleepers, std::condition_variable& condition) {
-        if (spin_until(done, crowded_.load() ? std::chrono::microseconds{0} : kSpin)) return;
+    template <class Done, class Turn>
+    void sleep_until(const Done& done, std::atomic<int>& sleepers, std::condition_variable& condition,
+                     const Turn& turn) {
+        if (spin_until(done, crowded_.load() ? std::chrono::microseconds{0} : kSpin, turn)) return;
         std::unique_lock<std::mutex> lock(sleep_);
         sleepers.fetch_add(1);
         condition.wait(lock, done);
         sleepers.fetch_sub(1);
     }
     void wait_until_empty() {
-        sleep_until([this] { return gate_.load() == 0; }, callers_, caller_wake_);
+        sleep_until([this] { return gate_.load() == 0; }, callers_, caller_wake_, [] {});
     }
 
     void worker(uint32_t seen) {
         const FloatState state;  // a new thread inherits its creator's
         for (;;) {
-            sleep_until([this, seen] { return epoch_.load() != seen; }, sleepers_, worker_wake_);
+            sleep_until([this, seen] { return epoch_.load() != seen; }, sleepers_, worker_wake_,
+                        [this] { placement_.step_aside(); });
             seen = epoch_.load();
+            placement_.step_aside();
             if (!enter()) continue;
             work();
             if (gate_.fetch_sub(1) == 1) wake(callers_, caller_wake_);
@@ -135,6 +181,7 @@ class Pool {
     // Only the owner of `busy_` grows the pool. A system that refuses more threads leaves us with fewer.
     void grow(int wanted) {
         if (workers_ >= wanted) return;
+        if (workers_ == 0) placement_.remember_allowed();
         crowded_.store(static_cast<unsigned>(wanted) >= std::thread::hardware_concurrency());
 #if defined(BITNET_POSIX)
         sigset_t all, before;  // signals belong to the interpreter's threads
@@ -156,6 +203,7 @@ class Pool {
     std::condition_variable worker_wake_, caller_wake_;
     int workers_ = 0;
     Job job_{};
+    Placement placement_;
     std::atomic<bool> crowded_{false};
     // Separate cache lines: workers spin on the epoch while others count chunks.
     alignas(64) std::atomic<uint32_t> epoch_{0};
