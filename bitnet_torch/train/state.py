@@ -12,6 +12,7 @@ from torch import nn
 
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.models import CausalLM
+from bitnet_torch.nn import convert
 from bitnet_torch.train.checkpoint import (
     Progress,
     check_same_run,
@@ -103,6 +104,9 @@ def begin(config: TrainConfig, corpus: Corpus, *, resume: bool) -> TrainState:
         saved = load_checkpoint(newest, model, state.optimizer)
         check_same_run(saved, config.to_dict(), corpus.sha256, newest)
         state.step, state.seconds_before = saved.step, saved.seconds
+        # The step that switches has been done; the trainer switches only when it comes to it.
+        if state.step > config.schedule.qat_start:
+            convert(model)
         logger.info("continuing from %s", newest)
     drop_rows_after(state.metrics_path, state.step)
     return state

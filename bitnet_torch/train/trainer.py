@@ -84,7 +84,7 @@ def _run_steps(state: TrainState) -> None:
     ):
         while state.step < schedule.steps:
             started = time.perf_counter()
-            if state.step >= schedule.qat_start and not is_ternary(state.model):
+            if state.step == schedule.qat_start:
                 convert(state.model)
             rate = learning_rate(schedule, state.config.optimizer.learning_rate, state.step)
             loss = _step(state, rate)
