@@ -37,6 +37,7 @@ from bitnet_torch.train.progress import TrainingBar
 from bitnet_torch.train.provenance import versions
 from bitnet_torch.train.result import RunResult, export, is_ternary
 from bitnet_torch.train.schedule import learning_rate
+from bitnet_torch.train.settings import matmul_precision, threads
 from bitnet_torch.train.state import TrainState, begin
 
 BITS_PER_NAT = 1 / math.log(2)
@@ -47,7 +48,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
 
     The folder ``run.out`` holds, in the end: ``checkpoints/``, ``metrics.jsonl``, ``curve.png``,
     ``model/`` (loadable) and ``result.json``. Ctrl-C finishes the step, saves a checkpoint and
-    raises KeyboardInterrupt. The number of threads is set for the run and put back.
+    raises KeyboardInterrupt. PyTorch's settings are changed for the run and put back.
 
     Args:
         config: The run.
@@ -64,14 +65,11 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
     require("tqdm", extra="train")
     require("matplotlib", extra="plot")
     corpus = load_corpus(config.data)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.run.threads)
-    try:
+    with threads(config.run.threads):
         state = begin(config, corpus, resume=resume)
-        _run_steps(state)
+        with matmul_precision(config.run.matmul_precision):
+            _run_steps(state)
         return _finish(state)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _run_steps(state: TrainState) -> None:
