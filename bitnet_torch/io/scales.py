@@ -86,25 +86,16 @@ def resolve_scale(
     Raises:
         CheckpointError: The scale is not a positive finite number, or contradicts ``exact``.
     """
-    name = f"{module}.weight_scale"
-    if stored.numel() != 1 or stored.dtype not in _STORED_DTYPES:
-        raise CheckpointError(
-            f"{name} must be one bfloat16, float16 or float32 number, got "
-            f"{tuple(stored.shape)} {stored.dtype}"
-        )
-    value = stored.reshape(()).to(torch.float32)
-    _check_positive(name, value)
-    own = value if not inverse else torch.ones_like(value) / value
-    _check_positive(name, own)
+    own = _stored_scale(stored, inverse, f"{module}.weight_scale")
     if exact is None:
-        return own.clone()
+        return own
     w_scale = _from_bits(exact.bits)
     rounded = w_scale if not inverse else torch.ones_like(w_scale) / w_scale
     if rounded.to(stored.dtype) != stored.reshape(()):
         raise CheckpointError(
-            f"{name} is {float(value)!r} but the exact scale beside it is {float(w_scale)!r}, "
-            "which does not round to that",
-            tensor=name,
+            f"{module}.weight_scale means {float(own)!r} but the exact scale beside it is "
+            f"{float(w_scale)!r}, which does not round to that",
+            tensor=f"{module}.weight_scale",
         )
     if (found := _sha256(packed, exact.bits)) != exact.sha256:
         raise CheckpointError(
@@ -113,6 +104,19 @@ def resolve_scale(
             tensor=f"{module}.weight",
         )
     return w_scale
+
+
+def _stored_scale(stored: Tensor, inverse: bool, name: str) -> Tensor:
+    if stored.numel() != 1 or stored.dtype not in _STORED_DTYPES:
+        raise CheckpointError(
+            f"{name} must be one bfloat16, float16 or float32 number, got "
+            f"{tuple(stored.shape)} {stored.dtype}"
+        )
+    value = stored.reshape(()).to(torch.float32, copy=True)
+    _check_positive(name, value)
+    own = value if not inverse else torch.ones_like(value) / value
+    _check_positive(name, own)
+    return own
 
 
 def _check_positive(name: str, value: Tensor) -> None:

@@ -180,7 +180,7 @@ def test_an_exact_scale_that_does_not_round_to_the_stored_one_is_refused(folder)
     entry = entry_of(folder)
     entry[MODULE][0] = "3f800000"
     change(folder, lambda tensors: None, {METADATA_KEY: json.dumps(entry)})
-    refused(folder, rf"{MODULE}.weight_scale is .* exact scale beside it is 1.0")
+    refused(folder, rf"{MODULE}.weight_scale means .* exact scale beside it is 1.0")
 
 
 def test_an_exact_scale_changed_below_the_rounding_is_refused(folder):
