@@ -24,10 +24,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "demo",
         run,
         purpose="generate text with the bundled model and check that it is exact",
-        example="bitnet demo --prompt 'JULIET.' --seed 3",
+        example="bitnet demo --prompt 'Good night, good ' --seed 3",
     )
     parser.add_argument(
-        "--prompt", default="ROMEO.", help="text to continue (default: %(default)s)"
+        "--prompt", default="ROMEO\n", help="text to continue (default: %(default)r)"
     )
     parser.add_argument(
         "--tokens",

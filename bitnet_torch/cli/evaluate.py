@@ -47,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "eval",
         run,
         purpose="measure how well a model predicts a text, in bits per byte",
-        example="bitnet eval runs/quick/model --text play.md",
+        example="bitnet eval runs/shakespeare-5min/model --text play.md",
     )
     add_model(parser)
     parser.add_argument("--text", required=True, metavar="FILE", help="the text")

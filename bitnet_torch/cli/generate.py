@@ -17,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "generate",
         run,
         purpose="continue a text with a model, as it is made",
-        example="bitnet generate runs/quick/model 'ROMEO.' --max-new-tokens 80 --temperature 0.8",
+        example="bitnet generate runs/shakespeare-5min/model 'My lord, ' --temperature 0.7",
     )
     add_model(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="text to continue; - reads it from stdin")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bitnet_torch.generate import LanguageModel
+    from bitnet_torch.io import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,6 @@ def generate_text(
     from bitnet_torch.diagnostics import time_operation
 
     prompt_ids = lm.tokenizer.encode(prompt)
-    decoder = lm.tokenizer.stream_decoder()
-    pieces: list[str] = []
-    new_ids: list[int] = []
-
-    def take(piece: str) -> None:
-        pieces.append(piece)
-        show(piece)
-
     with time_operation("generate", lm.model.device, threshold_ms=float("inf")) as timed:
         steps = lm.stream(
             torch.tensor(prompt_ids, dtype=torch.int64),
@@ -103,13 +98,25 @@ def generate_text(
         )
         if echo:
             show(prompt)
-        for step in steps:
-            new_ids.append(int(step))
-            if new_ids[-1] not in lm.tokenizer.eos_ids:
-                take(decoder.push(new_ids[-1:]))
-        take(decoder.finish())
+        text, new_ids = _show_all(steps, lm.tokenizer, show)
     seconds = (timed.elapsed_ms or 0.0) / 1000
-    return Generated("".join(pieces), tuple(prompt_ids), tuple(new_ids), seconds)
+    return Generated(text, tuple(prompt_ids), new_ids, seconds)
+
+
+def _show_all(
+    steps: Iterator[Tensor], tokenizer: Tokenizer, show: Callable[[str], None]
+) -> tuple[str, tuple[int, ...]]:
+    """Show whole characters as their tokens come; return the text and the tokens."""
+    decoder = tokenizer.stream_decoder()
+    pieces: list[str] = []
+    ids: list[int] = []
+    for step in steps:
+        ids.append(int(step))
+        pieces.append("" if ids[-1] in tokenizer.eos_ids else decoder.push(ids[-1:]))
+        show(pieces[-1])
+    pieces.append(decoder.finish())
+    show(pieces[-1])
+    return "".join(pieces), tuple(ids)
 
 
 def kernels_on(device_type: str) -> str:

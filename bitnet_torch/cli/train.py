@@ -16,7 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "train",
         run,
         purpose="train a byte-level ternary model on text files",
-        example="bitnet train --config examples/presets/quick.toml",
+        example="bitnet train --config examples/presets/shakespeare-5min.toml",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, in TOML")
     parser.add_argument(
@@ -37,6 +37,6 @@ def run(args: argparse.Namespace) -> int:
         f"held-out text: {result.held_out_bits_per_byte:.3f} bits/byte over "
         f"{result.held_out_bytes:,} bytes, after {result.steps:,} steps\n"
         f"model: {result.model}\n"
-        f"try:   bitnet generate {result.model} 'ROMEO.' --max-new-tokens 80\n"
+        f"try:   bitnet generate {result.model} 'My lord, ' --temperature 0.7\n"
     )
     return 0

@@ -22,7 +22,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from bitnet_torch.errors import ConfigurationError
 
@@ -39,7 +39,14 @@ MEMORY = f"{ROOT}.memory"
 SWITCHES = {"trace": TRACE, "memory": MEMORY}
 
 
-class StderrHandler(logging.StreamHandler[TextIO]):
+# The type has a parameter, the class takes none before Python 3.11.
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler
+
+
+class StderrHandler(_StreamHandler):
     """Write to what ``sys.stderr`` is at the moment of the message.
 
     A plain StreamHandler keeps the stream of the moment it was made, which notebooks and

@@ -58,7 +58,7 @@ def test_version_is_printed(bitnet):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["fly"], ["'fly'", "'demo'", "see 'bitnet --help'"]),
+        (["fly"], ["'fly'", "demo", "see 'bitnet --help'"]),
         (
             ["demo", "--prompts", "x"],
             ["'--prompts'", "did you mean --prompt?", "bitnet demo --help"],
