@@ -31,7 +31,7 @@ def git_commit(source: Path) -> str | None:
     if root is None or not (Path(root) / "bitnet_torch" / "train").is_dir():
         return None
     commit = _git(source, "rev-parse", "HEAD")
-    changed = _git(source, "status", "--porcelain", "--untracked-files=no", "--", "bitnet_torch")
+    changed = _git(source, "status", "--porcelain", "--untracked-files=no", ":/bitnet_torch")
     return f"{commit}-dirty" if commit and changed else commit
 
 
