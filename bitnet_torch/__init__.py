@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitnet_torch import assets as assets
     from bitnet_torch import ops as ops
     from bitnet_torch.errors import BitNetError as BitNetError
     from bitnet_torch.generate import LanguageModel as LanguageModel
@@ -39,7 +40,7 @@ _HOME = {
     "save_pretrained": "io",
     "use_backend": "ops",
 }
-_SUBPACKAGES = ("errors", "generate", "io", "models", "nn", "ops", "train")
+_SUBPACKAGES = ("assets", "errors", "generate", "io", "models", "nn", "ops", "train")
 
 __all__ = ["__version__", "ops", *sorted(_HOME)]
 

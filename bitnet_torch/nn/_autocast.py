@@ -12,6 +12,8 @@ from torch import Tensor
 
 def autocast_input(x: Tensor) -> Tensor:
     """Return ``x`` in the autocast dtype of its device, or as it is outside autocast."""
-    if torch.is_autocast_enabled(x.device.type):
-        return x.to(torch.get_autocast_dtype(x.device.type))
+    device = x.device.type
+    # Asking about a device without autocast, such as meta, would raise.
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
     return x

@@ -291,6 +291,12 @@ def test_backward_through_the_packed_form_is_refused():
         packed(x).sum().backward()
 
 
+def test_both_forms_run_on_the_meta_device():
+    layer, x = BitLinear(8, 4, device="meta"), torch.empty(2, 8, device="meta")
+    assert layer(x).shape == (2, 4)
+    assert BitLinear(8, 4).packed().to("meta")(x).shape == (2, 4)
+
+
 def test_an_unknown_granularity_is_refused():
     with pytest.raises(ConfigurationError, match=r"granularity must be one of .*'group'"):
         BitLinear(8, 4, granularity="group")
