@@ -29,6 +29,7 @@ from bitnet_torch.train.config import TrainConfig
 from bitnet_torch.train.data import load_corpus
 from bitnet_torch.train.evaluate import bits_per_byte
 from bitnet_torch.train.optimizer import make_optimizer
+from bitnet_torch.train.settings import threads
 from bitnet_torch.train.ternarise import METHODS, ternarised
 
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -71,27 +72,27 @@ def make_card(packed_run: Path, twin_run: Path, *, command: str, preset: str) ->
     record, twin_record = _read_result(packed_run), _read_result(twin_run)
     _check_twins(record["config"], twin_record["config"])
     config = TrainConfig.from_dict(record["config"])
-    torch.set_num_threads(config.run.threads)
-    held_out = load_corpus(config.data).held_out
-    model, _ = load_pretrained(packed_run / "model")
-    packed = _score(model, held_out, config)
-    if packed != record["held_out_bits_per_byte"]:
-        raise CheckpointError(
-            f"{packed_run / 'model'} scores {packed}, its run recorded "
-            f"{record['held_out_bits_per_byte']}"
+    # Float sums depend on the number of threads; the run's own figure is to be met exactly.
+    with threads(config.run.threads):
+        held_out = load_corpus(config.data).held_out
+        packed = _score(load_pretrained(packed_run / "model")[0], held_out, config)
+        if packed != record["held_out_bits_per_byte"]:
+            raise CheckpointError(
+                f"{packed_run / 'model'} scores {packed}, its run recorded "
+                f"{record['held_out_bits_per_byte']}"
+            )
+        twin = restore_float(twin_run)
+        return ModelCard(
+            command=command,
+            preset=preset,
+            bytes=(packed_run / "model" / "model.safetensors").stat().st_size,
+            packed=packed,
+            twin=_score(twin, held_out, config),
+            ternarised={m: _score(ternarised(twin, m), held_out, config) for m in METHODS},
+            compressors=compressed_bits_per_byte(bytes(held_out.to(torch.uint8).numpy())),
+            run=record,
+            twin_seconds=twin_record["seconds"],
         )
-    twin = restore_float(twin_run)
-    return ModelCard(
-        command=command,
-        preset=preset,
-        bytes=(packed_run / "model" / "model.safetensors").stat().st_size,
-        packed=packed,
-        twin=_score(twin, held_out, config),
-        ternarised={m: _score(ternarised(twin, m), held_out, config) for m in METHODS},
-        compressors=compressed_bits_per_byte(bytes(held_out.to(torch.uint8).numpy())),
-        run=record,
-        twin_seconds=twin_record["seconds"],
-    )
 
 
 def restore_float(run: Path) -> CausalLM:

@@ -2,8 +2,8 @@
 
 A file ``step-00000500.safetensors`` holds the parameters (``model.<name>``), AdamW's moments
 (``optimizer.<name>.<moment>``) and, as JSON in the header, the step, the configuration, the
-digest of the text, the seconds trained and a digest of the tensors. Nothing is pickled. That
-is the whole state: batches and learning rates are functions of the step.
+digest of the text, the seconds trained and a digest of all of it. Nothing is pickled. That is
+the whole state: batches and learning rates are functions of the step.
 
 A file is written aside, flushed and renamed, so a kill or a full disk costs at most the
 steps since the one before. The digest catches what a rename cannot: a disk that lost bits.
@@ -11,6 +11,7 @@ steps since the one before. The digest catches what a rename cannot: a disk that
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -42,12 +43,14 @@ class Progress:
         seconds: Wall time they took, over all processes that worked on the run.
         config: The run's configuration as plain JSON values.
         text_sha256: Digest of the text it trains on.
+        torch: Version of PyTorch; another one may round differently.
     """
 
     step: int
     seconds: float
     config: dict[str, Any]
     text_sha256: str
+    torch: str = torch.__version__
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -71,9 +74,10 @@ def save_checkpoint(
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     tensors |= {f"optimizer.{k}": v for k, v in moments(model, optimizer).items()}
     tensors = {name: t.contiguous() for name, t in tensors.items()}
-    header = {**progress.__dict__, "torch": torch.__version__, "sha256": _digest(tensors)}
+    facts = dataclasses.asdict(progress)
+    header = json.dumps({"progress": facts, "sha256": _digest(facts, tensors)})
     path = checkpoint_path(folder, progress.step)
-    content = safetensors.torch.save(tensors, {_HEADER: json.dumps(header)})
+    content = safetensors.torch.save(tensors, {_HEADER: header})
     try:
         with atomic_file(path) as aside:
             aside.write_bytes(content)
@@ -145,10 +149,9 @@ def _read(path: Path) -> tuple[Progress, dict[str, Tensor]]:
     with safetensors.safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()[_HEADER])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if _digest(tensors) != header["sha256"]:
-        raise ValueError("the tensors do not have the digest they were written with")
-    fields = ("step", "seconds", "config", "text_sha256")
-    return Progress(**{name: header[name] for name in fields}), tensors
+    if _digest(header["progress"], tensors) != header["sha256"]:
+        raise ValueError("it does not have the digest it was written with")
+    return Progress(**header["progress"]), tensors
 
 
 def _check_names(model: nn.Module, tensors: dict[str, Tensor], step: int) -> None:
@@ -161,11 +164,12 @@ def _check_names(model: nn.Module, tensors: dict[str, Tensor], step: int) -> Non
                 raise ValueError(f"{key} has shape {found}, expected {tuple(parameter.shape)}")
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    total = hashlib.sha256()
+def _digest(facts: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
-        total.update(name.encode())
-        total.update(tensors[name].numpy().data)
+        tensor = tensors[name]
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.numpy().data)
     return total.hexdigest()
 
 

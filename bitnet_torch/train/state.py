@@ -108,5 +108,13 @@ def begin(config: TrainConfig, corpus: Corpus, *, resume: bool) -> TrainState:
         if state.step > config.schedule.qat_start:
             convert(model)
         logger.info("continuing from %s", newest)
+        if saved.torch != torch.__version__:
+            logger.warning(
+                "%s was written with torch %s, this is %s: the run continues, but its bits may "
+                "not be those of an uninterrupted one",
+                newest,
+                saved.torch,
+                torch.__version__,
+            )
     drop_rows_after(state.metrics_path, state.step)
     return state

@@ -233,3 +233,11 @@ def test_a_damaged_newest_checkpoint_names_itself_and_the_older_one(plays, unint
     newest.unlink()
     train(config, resume=True)
     assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_another_version_of_torch_is_allowed_with_a_warning(plays, tmp_path, monkeypatch, caplog):
+    config = tiny_config(plays, tmp_path, schedule={"steps": 5})
+    train(config)
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    train(config, resume=True)
+    assert "this is 9.9.9" in caplog.text
