@@ -1,4 +1,7 @@
 import errno
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -152,12 +155,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_names_it(tmp_path, monkeypa
     assert older.read_bytes() == before
 
 
-@pytest.mark.slow
 def test_a_file_size_limit_of_the_system_leaves_no_half_file(tmp_path):
-    import subprocess
-    import sys
-    from pathlib import Path
-
     # The limit is the process's own, and Python ignores its signal, so write() fails as it
     # does on a full disk.
     program = """

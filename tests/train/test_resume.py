@@ -114,7 +114,6 @@ def assert_same_run(out, uninterrupted):
     assert exported(out) == exported(uninterrupted)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_killed_at_any_moment_continues_to_the_same_bits(
     moment, plays, uninterrupted, tmp_path
