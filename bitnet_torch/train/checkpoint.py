@@ -63,6 +63,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*.safetensors") if _NAME.fullmatch(p.name))
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill in the middle of a write has left; each is as large as a checkpoint."""
+    for partial in folder.glob(".step-*.partial"):
+        partial.unlink()
+
+
 def save_checkpoint(
     folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int
 ) -> Path:

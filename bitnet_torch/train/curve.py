@@ -71,7 +71,7 @@ def _mark_switch(axes: Any, result: RunResult) -> None:
     label = {"y": 0.97, "transform": axes.get_xaxis_transform(), "color": MUTED, "va": "top"}
     gap = result.steps * 0.008
     axes.text(switch - gap, s="full precision", ha="right", **label)
-    axes.text(switch + gap, s="ternary weights, 8-bit activations", ha="left", **label)
+    axes.text(switch + gap, s="ternary weights", ha="left", **label)
 
 
 def _mark_result(axes: Any, result: RunResult) -> None:

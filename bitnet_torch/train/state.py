@@ -18,6 +18,7 @@ from bitnet_torch.train.checkpoint import (
     check_same_run,
     list_checkpoints,
     load_checkpoint,
+    remove_unfinished,
     save_checkpoint,
 )
 from bitnet_torch.train.config import TrainConfig
@@ -94,6 +95,7 @@ def begin(config: TrainConfig, corpus: Corpus, *, resume: bool) -> TrainState:
     model.init_weights(config.run.seed)
     state = TrainState(config, corpus, model, make_optimizer(model, config.optimizer))
     (state.out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    remove_unfinished(state.out / "checkpoints")
     newest = state.newest_checkpoint
     if not resume and (newest or state.metrics_path.exists()):
         raise ConfigurationError(

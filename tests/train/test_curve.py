@@ -63,7 +63,7 @@ def test_the_picture_is_a_png_that_can_be_read_at_a_glance(tmp_path):
 def test_the_switch_and_the_held_out_figures_are_marked(tmp_path, monkeypatch):
     metrics = write_metrics(tmp_path / "m.jsonl")
     texts, legend = drawn_texts(monkeypatch, metrics, result_of(tmp_path), tmp_path / "c.png")
-    assert texts == ["full precision", "ternary weights, 8-bit activations"]
+    assert texts == ["full precision", "ternary weights"]
     assert "held-out sample" in legend
     assert any("3.200 bits/byte (packed)" in entry for entry in legend)
 

@@ -129,6 +129,10 @@ def test_a_run_killed_at_any_moment_continues_to_the_same_bits(
     assert not (tmp_path / "result.json").exists()
     train(tiny_config(plays, tmp_path), resume=True)
     assert_same_run(tmp_path, uninterrupted)
+    names = [
+        sorted(p.name for p in (run / "checkpoints").iterdir()) for run in (tmp_path, uninterrupted)
+    ]
+    assert names[0] == names[1]
 
 
 @pytest.mark.parametrize("stop", [5, 12, 17])
