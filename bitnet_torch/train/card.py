@@ -165,6 +165,7 @@ How it was made:
 | bytes seen | {run["tokens"]:,} |
 | wall time | {run["seconds"]:.0f} s, twin {card.twin_seconds:.0f} s |
 | threads | {config["run"]["threads"]} |
+| float products in training | PyTorch's "{config["run"]["matmul_precision"]}" precision |
 | versions | {packages} |
 
 `card.json` holds the same for machines. The figures are exact sums over every byte but the
