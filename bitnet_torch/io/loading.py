@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitnet_torch.errors import BitNetError, CheckpointError
 from bitnet_torch.io.hf_config import CheckpointConfig, Quantization, parse_config
@@ -33,7 +33,8 @@ def load_pretrained(
         folder: With ``config.json`` and ``model.safetensors``.
         device: Where the model shall lie; PyTorch's default device if None.
         dtype: Dtype of the float tensors and of the computation; that of the stored embedding
-            if None. Codes and scales have none.
+            if None. Codes and scales have none, and the masters of ternary layers keep the one
+            they are stored in, for rounding them would change codes and scales.
 
     Returns:
         The model, with PackedBitLinear, BitLinear or ``nn.Linear`` layers as the folder says,
@@ -116,7 +117,8 @@ def _read_model(
     elif ternary:
         kept = [n for n, m in model.named_modules() if type(m) is nn.Linear and n not in ternary]
         convert(model, exclude=kept)
-    _read_floats(file, model, device, dtype)
+    masters = {f"{name}.weight" for name in ternary if name not in packed}
+    _read_floats(file, model, masters, device, dtype)
     return model
 
 
@@ -166,12 +168,12 @@ def _read_packed_layer(
 
 
 def _read_floats(
-    file: TensorFile, model: CausalLM, device: torch.device, dtype: torch.dtype
+    file: TensorFile, model: CausalLM, masters: set[str], device: torch.device, dtype: torch.dtype
 ) -> None:
-    floats = {
-        name: file.read(name, tuple(parameter.shape), FLOATS).to(device, dtype)
-        for name, parameter in model.named_parameters()
-    }
+    floats: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        stored = file.read(name, tuple(parameter.shape), FLOATS)
+        floats[name] = stored.to(device, stored.dtype if name in masters else dtype)
     # Not strict: the packed layers have their state already, and names have been checked.
     model.load_state_dict(floats, strict=False, assign=True)
     model.model.rotary.to_empty(device=device)

@@ -101,6 +101,30 @@ def test_the_dtype_asked_for_leaves_codes_and_scales_alone(tmp_path):
     assert half.model.rotary.cos.dtype == torch.float32
 
 
+def test_masters_of_a_packed_bfloat16_model_give_its_bits(tmp_path):
+    model = tiny_model(BitLinear, dtype=torch.bfloat16)
+    pack(model)
+    save_pretrained(model, tmp_path / "m", "hf-master")
+    loaded, _ = load_pretrained(tmp_path / "m")
+    assert loaded.dtype == torch.bfloat16
+    assert same_bits(loaded(IDS), model(IDS))
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("asked", [None, torch.float32, torch.bfloat16])
+def test_masters_and_codes_give_the_same_bits_in_any_dtype_asked_for(tmp_path, stored, asked):
+    model = tiny_model(BitLinear, dtype=stored)
+    save_pretrained(model, tmp_path / "master", "hf-master")
+    save_pretrained(model, tmp_path / "packed", "hf-packed")
+    master, _ = load_pretrained(tmp_path / "master", dtype=asked)
+    packed, _ = load_pretrained(tmp_path / "packed", dtype=asked)
+    assert same_bits(master(IDS), packed(IDS))
+    assert master.dtype == master.lm_head.weight.dtype == (asked or stored)
+    assert same_bits(
+        master.get_submodule(PROJECTION).weight, model.get_submodule(PROJECTION).weight
+    )
+
+
 def test_the_file_is_what_transformers_reads(tmp_path):
     model = tiny_model(BitLinear, dtype=torch.bfloat16)
     save_pretrained(model, tmp_path / "m", tokenizer=ByteTokenizer())
