@@ -40,7 +40,7 @@ _HOME = {
     "save_pretrained": "io",
     "use_backend": "ops",
 }
-_SUBPACKAGES = ("assets", "errors", "generate", "io", "models", "nn", "ops", "train")
+_SUBPACKAGES = ("assets", "diagnostics", "errors", "generate", "io", "models", "nn", "ops", "train")
 
 __all__ = ["__version__", "ops", *sorted(_HOME)]
 

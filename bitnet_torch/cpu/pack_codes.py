@@ -18,7 +18,7 @@ _unpack = function("unpack_codes", POINTER, SIZE, SIZE, POINTER, INT)
 def _launch_pack(t: Tensor) -> Tensor:
     t = t.contiguous()
     n, k = t.shape
-    packed = torch.empty((-(-n // 4), k), dtype=torch.uint8)
+    packed = torch.empty((-(-n // 4), k), dtype=torch.uint8, device=t.device)
     status = _pack(t.data_ptr(), n, k, packed.data_ptr(), torch.get_num_threads())
     raise_if_not_ternary(t, status == BAD_VALUE)
     if status:
@@ -30,7 +30,7 @@ def _launch_pack(t: Tensor) -> Tensor:
 def _launch_unpack(packed: Tensor, N: int) -> Tensor:
     packed = packed.contiguous()
     k = packed.shape[1]
-    t = torch.empty((N, k), dtype=torch.int8)
+    t = torch.empty((N, k), dtype=torch.int8, device=packed.device)
     status = _unpack(packed.data_ptr(), N, k, t.data_ptr(), torch.get_num_threads())
     raise_if_corrupt(packed, status == BAD_VALUE)
     if status:

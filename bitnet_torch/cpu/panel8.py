@@ -32,7 +32,7 @@ def prepack(packed: Tensor, N: int) -> Tensor:
     """
     packed = packed.contiguous()
     k = packed.shape[1]
-    buffer = torch.empty(nbytes(N, k), dtype=torch.uint8)
+    buffer = torch.empty(nbytes(N, k), dtype=torch.uint8, device=packed.device)
     status = _pack(
         packed.data_ptr(), N, k, buffer.data_ptr(), buffer.numel(), torch.get_num_threads()
     )
@@ -45,7 +45,7 @@ def prepack(packed: Tensor, N: int) -> Tensor:
 def unpack(buffer: Tensor, N: int, K: int) -> Tensor:
     """Return the codes of a panel8 buffer in the exchange layout."""
     buffer = buffer.contiguous()
-    packed = torch.empty((-(-N // 4), K), dtype=torch.uint8)
+    packed = torch.empty((-(-N // 4), K), dtype=torch.uint8, device=buffer.device)
     status = _unpack(
         buffer.data_ptr(), buffer.numel(), N, K, packed.data_ptr(), torch.get_num_threads()
     )

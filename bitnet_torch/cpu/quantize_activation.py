@@ -15,8 +15,8 @@ _kernel = function("quantize_activation", POINTER, INT, SIZE, SIZE, POINTER, POI
 @implement(op, backend="cpu", device="cpu")
 def _launch(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
-    x_q = torch.empty(x.shape, dtype=torch.int8)
-    x_scale = torch.empty(x.shape[:-1], dtype=torch.float32)
+    x_q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    x_scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     status = _kernel(
         x.data_ptr(),
         DTYPE_CODE[x.dtype],

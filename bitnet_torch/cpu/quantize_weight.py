@@ -17,8 +17,8 @@ _kernel = function("quantize_weight", POINTER, INT, SIZE, SIZE, INT, POINTER, PO
 def _launch(w: Tensor, granularity: str = "matrix") -> tuple[Tensor, Tensor]:
     w = w.contiguous()
     by_row = granularity == "row"
-    t = torch.empty(w.shape, dtype=torch.int8)
-    w_scale = torch.empty(w.shape[:1] if by_row else (), dtype=torch.float32)
+    t = torch.empty(w.shape, dtype=torch.int8, device=w.device)
+    w_scale = torch.empty(w.shape[:1] if by_row else (), dtype=torch.float32, device=w.device)
     status = _kernel(
         w.data_ptr(),
         DTYPE_CODE[w.dtype],

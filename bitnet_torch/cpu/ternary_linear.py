@@ -30,7 +30,7 @@ def _launch(
     x_q, x_scale, w_scale = x_q.contiguous(), x_scale.contiguous(), w_scale.contiguous()
     bias = None if bias is None else bias.contiguous()
     panels = prepack(packed, N)
-    y = torch.empty((*x_q.shape[:-1], N), dtype=dtype)
+    y = torch.empty((*x_q.shape[:-1], N), dtype=dtype, device=x_q.device)
     status = _kernel(
         x_q.data_ptr(),
         x_scale.data_ptr(),

@@ -6,6 +6,8 @@ quantisers work in float32 whatever they are given.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -17,3 +19,10 @@ def autocast_input(x: Tensor) -> Tensor:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return x.to(torch.get_autocast_dtype(device))
     return x
+
+
+def without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
+    """Return a block in which products on ``device`` keep the dtype they are given."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()

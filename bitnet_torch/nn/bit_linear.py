@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bitnet_torch.errors import ConfigurationError
-from bitnet_torch.nn._autocast import autocast_input
+from bitnet_torch.nn._autocast import autocast_input, without_autocast
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
+from bitnet_torch.ops._checks import check_features, check_k
 from bitnet_torch.ops.pack_codes import pack_codes, unpack_codes
 from bitnet_torch.ops.quantize_activation import quantize_activation
 from bitnet_torch.ops.quantize_weight import GRANULARITIES, quantize_weight
@@ -69,10 +70,17 @@ class BitLinear(nn.Linear):
             raise ConfigurationError(
                 f"granularity must be one of {GRANULARITIES}, got {granularity!r}"
             )
+        check_k("BitLinear", in_features)
         self.granularity = granularity
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map (..., K) to (..., N) in the input's dtype, with straight-through gradients."""
+        """Map (..., K) to (..., N) in the input's dtype, with straight-through gradients.
+
+        Raises:
+            ShapeError: The input does not have ``in_features`` columns.
+            QuantizationError: A weight is not finite.
+        """
+        check_features(input, self.in_features)
         y: Tensor = _StraightThrough.apply(  # type: ignore[no-untyped-call]
             autocast_input(input), self.weight, self.bias, self.granularity
         )
@@ -112,16 +120,18 @@ class _StraightThrough(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_q, x_scale, packed, w_scale = ctx.saved_tensors
-        g = grad.reshape(-1, grad.shape[-1]).to(torch.float32)
+        # Not -1: an empty tensor has no size to infer it from.
+        m, n, k = x_scale.numel(), grad.shape[-1], x_q.shape[-1]
+        g = grad.reshape(m, n).to(torch.float32)
         dx = dw = db = None
         # The products are in float32 even if backward is called inside an autocast block.
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad.device.type):
             if ctx.needs_input_grad[0]:
-                t = unpack_codes(packed, g.shape[1]).to(torch.float32)
+                t = unpack_codes(packed, n).to(torch.float32)
                 dx = ((g * w_scale) @ t).to(ctx.x_dtype).reshape(x_q.shape)
             if ctx.needs_input_grad[1]:
                 x = x_q.to(torch.float32) * x_scale[..., None]
-                dw = (g.T @ x.reshape(-1, x.shape[-1])).to(ctx.weight_dtype)
+                dw = (g.T @ x.reshape(m, k)).to(ctx.weight_dtype)
             if ctx.needs_input_grad[2]:
                 db = g.sum(0).to(ctx.bias_dtype)
         return dx, dw, db, None

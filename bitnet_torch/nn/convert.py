@@ -12,6 +12,7 @@ import fnmatch
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
@@ -23,7 +24,7 @@ from bitnet_torch.ops.quantize_weight import GRANULARITIES
 # The last name of a mixture-of-experts router in the common model families. A router picks
 # experts by small differences of its outputs, which ternary weights do not keep. A GLU may be
 # called "gate" too, but it widens; a router narrows to the number of experts.
-ROUTERS = ("router", "gate", "shared_expert_gate")
+ROUTERS = ("router", "gate", "shared_expert_gate", "gate_network", "wg")
 
 
 @dataclass(frozen=True)
@@ -70,22 +71,26 @@ def convert(
     """
     if granularity not in GRANULARITIES:
         raise ConfigurationError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
-    if isinstance(exclude, str):
+    if isinstance(exclude, str) or not isinstance(exclude, Sequence):
         raise ConfigurationError(f"exclude must be a sequence of patterns, got {exclude!r}")
     owners = _weight_owners(model)
+    bypassed = _bypassed(model)
     converted: list[str] = []
     skipped: list[Skipped] = []
     weights = 0
-    for name, module in model.named_modules():
+    for module, names in _names(model).items():
+        name = names[0]
         if not _is_linear_like(module):
             continue
-        if reason := _reason_to_skip(name, module, exclude, owners):
+        reason = bypassed.get(module) or _reason_to_skip(names, module, exclude, owners)
+        if reason:
             skipped.append(Skipped(name, reason))
             continue
         module.__class__ = BitLinear
-        module.granularity = granularity
+        layer = cast(BitLinear, module)
+        layer.granularity = granularity
         converted.append(name)
-        weights += module.weight.numel()
+        weights += layer.weight.numel()
     report = ConversionReport(tuple(converted), tuple(skipped), weights)
     if not converted:
         raise ConfigurationError(f"no nn.Linear to convert in {type(model).__name__}: {report}")
@@ -96,6 +101,25 @@ def _is_linear_like(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return every module with all its names: one layer may stand in several places."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
+def _bypassed(model: nn.Module) -> dict[nn.Module, str]:
+    """Return the layers whose forward is not called in inference, with the reason."""
+    reason = "belongs to a TransformerEncoderLayer, whose fast path multiplies by the weight itself"
+    return {
+        child: reason
+        for module in model.modules()
+        if isinstance(module, nn.TransformerEncoderLayer)
+        for child in (module.linear1, module.linear2)
+    }
+
+
 def _weight_owners(model: nn.Module) -> Counter[int]:
     """Count the modules that hold each parameter, so that a shared weight is noticed."""
     return Counter(
@@ -104,19 +128,19 @@ def _weight_owners(model: nn.Module) -> Counter[int]:
 
 
 def _reason_to_skip(
-    name: str, module: nn.Module, exclude: Sequence[str], owners: Counter[int]
+    names: list[str], module: nn.Module, exclude: Sequence[str], owners: Counter[int]
 ) -> str | None:
-    last = name.rpartition(".")[2]
+    lasts = [name.rpartition(".")[2] for name in names]
     if isinstance(module, BitLinear):
         return "is a BitLinear already"
     if type(module).__name__ == "Conv1D":
         return "Conv1D holds its weight transposed; replace it by nn.Linear first"
     for pattern in exclude:
-        if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(last, pattern):
+        if any(fnmatch.fnmatchcase(n, pattern) for n in (*names, *lasts)):
             return f"excluded by {pattern!r}"
     if type(module) is not nn.Linear:
         return f"is a {type(module).__name__}, a subclass whose forward may differ"
-    if last in ROUTERS and module.out_features < module.in_features:
+    if set(lasts) & set(ROUTERS) and module.out_features < module.in_features:
         return "looks like a mixture-of-experts router, whose choices ternary weights would change"
     if owners[id(module.weight)] > 1:
         return "shares its weight with another module"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.errors import ConfigurationError, QuantizationError
 from bitnet_torch.nn.bit_linear import BitLinear
 from bitnet_torch.nn.convert import Skipped
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
@@ -65,31 +65,53 @@ class PackReport:
 def pack(model: nn.Module) -> PackReport:
     """Replace every :class:`BitLinear` inside ``model`` by its packed form, in place.
 
-    A layer that stands in several places is packed once. The latent weights are dropped.
+    A layer that stands in several places is packed once. Forward hooks are carried over; the
+    latent weights are dropped.
 
     Raises:
         ConfigurationError: There is nothing to pack, or ``model`` itself is a BitLinear (its
             holder cannot be reached from here: use ``layer.packed()``).
+        QuantizationError: A layer cannot be packed; the model is left as it was.
     """
     if isinstance(model, BitLinear):
         raise ConfigurationError("model is itself a BitLinear; call its packed() instead")
-    done: dict[BitLinear, PackedBitLinear] = {}
-    layers: list[PackedLayer] = []
-    skipped: list[Skipped] = []
-    for parent_name, parent in list(model.named_modules()):
+    # All are made before the first takes its place, so that an error leaves the model whole.
+    forms = {m: _packed(name, m) for name, m in model.named_modules() if type(m) is BitLinear}
+    if not forms:
+        raise ConfigurationError(f"no BitLinear to pack in {type(model).__name__}")
+    names = {module: name for name, module in model.named_modules()}
+    skipped = [
+        Skipped(name, f"is a {type(module).__name__}, not a BitLinear")
+        for module, name in names.items()
+        if isinstance(module, nn.Linear) and module not in forms
+    ]
+    for parent in list(model.modules()):
         # Not named_children(): that leaves out a child that stands under a second name.
         for child_name, child in list(parent._modules.items()):
-            name = f"{parent_name}.{child_name}".lstrip(".")
-            if isinstance(child, BitLinear):
-                if child not in done:
-                    done[child] = child.packed()
-                    layers.append(_describe(name, child, done[child]))
-                setattr(parent, child_name, done[child])
-            elif isinstance(child, nn.Linear):
-                skipped.append(Skipped(name, f"is a {type(child).__name__}, not a BitLinear"))
-    if not layers:
-        raise ConfigurationError(f"no BitLinear to pack in {type(model).__name__}")
+            if isinstance(child, BitLinear) and child in forms:
+                setattr(parent, child_name, forms[child])
+    layers = [_describe(names[latent], latent, packed) for latent, packed in forms.items()]
     return PackReport(tuple(layers), tuple(skipped))
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+def _packed(name: str, layer: BitLinear) -> PackedBitLinear:
+    try:
+        packed = layer.packed()
+    except QuantizationError as error:
+        raise QuantizationError(f"{name}: {error}", module=name, **error.context) from error
+    for hooks in _HOOKS:
+        # The dictionaries themselves: a handle given out earlier still removes its hook.
+        setattr(packed, hooks, getattr(layer, hooks))
+    return packed
 
 
 def _describe(name: str, latent: BitLinear, packed: PackedBitLinear) -> PackedLayer:

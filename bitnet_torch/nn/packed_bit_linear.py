@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitnet_torch.errors import BitNetError
+from bitnet_torch.errors import BitNetError, ShapeError
 from bitnet_torch.nn._autocast import autocast_input
 from bitnet_torch.nn.latent import latent_weight
 from bitnet_torch.ops._checks import (
     check_bias,
     check_dtype,
+    check_features,
     check_k,
     check_packed,
     check_weight_scale,
@@ -29,6 +30,8 @@ from bitnet_torch.ops._checks import (
 from bitnet_torch.ops.bit_linear import bit_linear_prepacked
 from bitnet_torch.ops.layouts import layout_named, preferred_layout
 from bitnet_torch.ops.pack_codes import has_corrupt_code, raise_if_corrupt, unpack_codes
+
+_ZERO_WEIGHTS = 0b01_01_01_01
 
 
 class PackedBitLinear(nn.Module):
@@ -60,8 +63,8 @@ class PackedBitLinear(nn.Module):
         self, packed: Tensor, w_scale: Tensor, out_features: int, bias: Tensor | None = None
     ) -> None:
         super().__init__()
-        check_dtype("packed", packed, torch.uint8)
-        self.in_features, self.out_features = packed.shape[-1], out_features
+        self.in_features, self.out_features = packed.shape[-1] if packed.dim() else 0, out_features
+        check_packed(packed, self.in_features, out_features)
         check_k("packed", self.in_features)
         check_weight_scale(w_scale, out_features)
         check_bias(bias, out_features)
@@ -71,9 +74,6 @@ class PackedBitLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     def _hold(self, packed: Tensor) -> None:
-        check_packed(packed, self.in_features, self.out_features)
-        if not packed.is_meta:
-            raise_if_corrupt(packed, has_corrupt_code(packed))
         layout = preferred_layout(packed.device.type)
         self.layout = layout.name
         self.prepacked = layout.prepack(packed, self.out_features)
@@ -84,7 +84,13 @@ class PackedBitLinear(nn.Module):
         return layout_named(self.layout).unpack(self.prepacked, self.out_features, self.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map (..., K) to (..., N) in the input's dtype."""
+        """Map (..., K) to (..., N) in the input's dtype.
+
+        Raises:
+            ShapeError: The input does not have ``in_features`` columns.
+        """
+        # The op cannot see this: a layout pads K, so several K fit one buffer.
+        check_features(input, self.in_features)
         y: Tensor = bit_linear_prepacked(
             autocast_input(input),
             self.prepacked,
@@ -111,20 +117,29 @@ class PackedBitLinear(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedBitLinear:
-        prepacked, layout, scale = self.prepacked, self.layout, self.weight_scale
+        prepacked, scale = self.prepacked, self.weight_scale
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != torch.float32:
             self.weight_scale = scale.to(self.weight_scale.device)
         device = self.prepacked.device
         if device.type != prepacked.device.type:
-            packed = layout_named(layout).unpack(prepacked, self.out_features, self.in_features)
-            self._hold(packed.to(device))
+            self._hold(self._exchange(prepacked, device))
         return self
+
+    def _exchange(self, prepacked: Tensor, device: torch.device) -> Tensor:
+        """Return the codes on another device; those of the meta device become zero weights."""
+        if prepacked.is_meta:
+            shape = (-(-self.out_features // 4), self.in_features)
+            return torch.full(shape, _ZERO_WEIGHTS, dtype=torch.uint8, device=device)
+        layout = layout_named(self.layout)
+        return layout.unpack(prepacked, self.out_features, self.in_features).to(device)
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         destination[prefix + "weight"] = self.weight
+        if metadata := getattr(destination, "_metadata", None):
+            metadata[prefix[:-1]]["out_features"] = self.out_features
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
@@ -137,19 +152,34 @@ class PackedBitLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        key = prefix + "weight"
+        codes = state_dict.get(prefix + "weight")
+        try:
+            held = None if codes is None else self._check_loaded(codes, local_metadata)
+            if (scale := state_dict.get(prefix + "weight_scale")) is not None:
+                check_dtype("weight_scale", scale, torch.float32)
+        except BitNetError as error:
+            # Nothing of this layer is touched: codes and scale belong together.
+            error_msgs.append(f"{prefix[:-1] or 'layer'}: {error}")
+            return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if key in unexpected_keys:
-            unexpected_keys.remove(key)
-        if key not in state_dict:
-            missing_keys.extend([key] if strict else [])
+        if held is None:
+            missing_keys.extend([prefix + "weight"] if strict else [])
             return
-        try:
-            self._hold(state_dict[key].detach().to(self.weight_scale.device))
-        except BitNetError as error:
-            error_msgs.append(f"{key}: {error}")
+        if prefix + "weight" in unexpected_keys:
+            unexpected_keys.remove(prefix + "weight")
+        self._hold(held)
+
+    def _check_loaded(self, codes: Tensor, metadata: dict[str, Any]) -> Tensor:
+        """Return codes (ceil(N/4), K) that fit this layer, on its device, or raise."""
+        check_packed(codes, self.in_features, self.out_features)
+        # The bytes do not say N: codes of 10 rows and of 12 have the same shape.
+        if (rows := metadata.get("out_features", self.out_features)) != self.out_features:
+            raise ShapeError(f"out_features is {self.out_features}, the codes have {rows} rows")
+        if not codes.is_meta:
+            raise_if_corrupt(codes, has_corrupt_code(codes))
+        return codes.detach().to(self.weight_scale.device)
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickle may be read where this backend is absent, so it holds the exchange layout.

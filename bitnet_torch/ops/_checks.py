@@ -42,6 +42,15 @@ def check_k(name: str, k: int) -> None:
         )
 
 
+def check_features(x: Tensor, in_features: int) -> None:
+    """Raise ShapeError unless the rows of a layer's input have ``in_features`` elements."""
+    if x.dim() < 1 or x.shape[-1] != in_features:
+        raise ShapeError(
+            f"input must be (..., in_features) = (..., {in_features}), got {tuple(x.shape)}",
+            in_features=in_features,
+        )
+
+
 def check_packed(packed: Tensor, k: int, n: int) -> None:
     """Raise unless ``packed`` is uint8 (ceil(N/4), K), the exchange layout."""
     check_dtype("packed", packed, torch.uint8)

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -29,10 +30,11 @@ BACKEND_DEVICE = {"cpu": "cpu", "triton": "cuda", "metal": "mps"}
 _LIB = torch.library.Library(NAMESPACE, "DEF")
 _DISPATCH_KEY = {"cpu": "CPU", "cuda": "CUDA", "mps": "MPS"}
 _OPS: dict[str, Op[Any, Any]] = {}
-_forced: str | None = None
+# Of this thread and of what it starts: another thread's choice must not leak into ours.
+_forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
 
 
-@dataclass
+@dataclass(eq=False)
 class Op(Generic[P, T]):
     """A declared operator and the backends that implement it.
 
@@ -51,10 +53,26 @@ class Op(Generic[P, T]):
     owner: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run the op on the backend that owns the arguments' device."""
-        fn = self.overload if _forced is None else self.impls[_forced]
-        result: T = fn(*args, **kwargs)
+        """Run the op on the forced backend, or on the one that owns the arguments' device."""
+        result: T = self.overload(*args, **kwargs)
         return result
+
+    def served_by(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what PyTorch dispatches to: ``fn`` after the check, or the forced backend.
+
+        Forcing happens here, below autograd and unseen by the compiler, so a forced backend
+        refuses gradients and compiles like any other.
+        """
+        check = self.check
+
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            forced = _forced.get()
+            if forced is not None:
+                return self.impls[forced](*args, **kwargs)
+            check(*args, **kwargs)
+            return fn(*args, **kwargs)
+
+        return kernel
 
 
 def declare(
@@ -75,7 +93,7 @@ def declare(
         op: Op[P, T] = Op(name, check, getattr(getattr(torch.ops, NAMESPACE), name).default)
         torch.library.register_fake(qualified, _checked(op, fake), lib=_LIB)
         op.impls["reference"] = _checked(op, reference)
-        _LIB.impl(name, op.impls["reference"], "CompositeExplicitAutograd")
+        _LIB.impl(name, op.served_by(reference), "CompositeExplicitAutograd")
         # Unregistered, autograd would differentiate the reference's own arithmetic: a gradient
         # through the scales only, wrong, and announced by nothing louder than a warning.
         torch.library.register_autograd(qualified, _refuse_gradient(name), lib=_LIB)
@@ -93,7 +111,7 @@ def implement(
 
     def decorator(kernel: Callable[P, T]) -> Callable[P, T]:
         op.impls[backend] = _on_device(device, _checked(op, kernel))
-        _LIB.impl(op.name, _checked(op, kernel), _DISPATCH_KEY[device])
+        _LIB.impl(op.name, op.served_by(kernel), _DISPATCH_KEY[device])
         op.owner[device] = backend
         logger.debug("%s: %s serves %s", op.name, backend, device)
         return kernel
@@ -103,7 +121,7 @@ def implement(
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every op on backend ``name`` inside the block. For tests and bisection.
+    """Run every op of this thread on backend ``name`` inside the block. For tests and bisection.
 
     Example::
 
@@ -113,7 +131,6 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         BackendUnavailableError: ``name`` is unknown, or some op has no implementation of it.
     """
-    global _forced
     if missing := [op.name for op in _OPS.values() if name not in op.impls]:
         raise BackendUnavailableError(
             f"backend {name!r} does not implement {', '.join(missing)}; "
@@ -121,11 +138,11 @@ def use_backend(name: str) -> Iterator[None]:
             backend=name,
             missing=missing,
         )
-    before, _forced = _forced, name
+    token = _forced.set(name)
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(token)
 
 
 def available_backends() -> list[str]:
@@ -136,12 +153,12 @@ def available_backends() -> list[str]:
 
 def forced_backend() -> str | None:
     """Return the backend that :func:`use_backend` has forced, if any."""
-    return _forced
+    return _forced.get()
 
 
 def serving_backend(device_type: str) -> str:
     """Return the backend that serves the linear op on ``device_type`` now."""
-    return _forced or _OPS["bit_linear"].owner.get(device_type, "reference")
+    return _forced.get() or _OPS["bit_linear"].owner.get(device_type, "reference")
 
 
 def all_ops() -> dict[str, Op[Any, Any]]:
@@ -170,7 +187,7 @@ def _checked(op: Op[P, T], fn: Callable[..., T]) -> Callable[..., T]:
 
 
 def _on_device(device: str, fn: Callable[..., T]) -> Callable[..., T]:
-    """Guard a forced backend: PyTorch's dispatch would have chosen by device, this does not."""
+    """Guard a backend that was forced on tensors of a device it cannot read."""
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> T:

@@ -3,7 +3,7 @@
 ``exchange`` (see :mod:`bitnet_torch.ops.pack_codes`) is what files, ``state_dict`` and the
 public ops speak. A backend that reads another order faster registers a layout for its
 device; a module repacks into it once, at load, and back whenever its codes are asked for.
-Both directions keep every code, so ``unpack(prepack(packed)) == packed`` to the byte.
+Both directions keep every code of the N rows; padding past them comes back as code 1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.ops import _registry
+from bitnet_torch.ops.pack_codes import has_corrupt_code, raise_if_corrupt
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Layout:
 
     Attributes:
         name: What the prepacked op's ``layout`` argument says.
-        prepack: ``(packed, N) -> buffer`` from the exchange layout.
+        prepack: ``(packed, N) -> buffer`` from the exchange layout; refuses code 3.
         unpack: ``(buffer, N, K) -> packed`` back to the exchange layout.
         nbytes: ``(N, K) ->`` size of the buffer in bytes.
     """
@@ -34,9 +35,15 @@ class Layout:
     nbytes: Callable[[int, int], int]
 
 
+def _exchange(packed: Tensor, N: int) -> Tensor:
+    if not packed.is_meta:
+        raise_if_corrupt(packed, has_corrupt_code(packed))
+    return packed.contiguous()
+
+
 EXCHANGE = Layout(
     name="exchange",
-    prepack=lambda packed, N: packed.contiguous(),
+    prepack=_exchange,
     unpack=lambda buffer, N, K: buffer.reshape(-(-N // 4), K),
     nbytes=lambda N, K: -(-N // 4) * K,
 )

@@ -75,7 +75,7 @@ def quantize_weight(w: Tensor, granularity: str = "matrix") -> tuple[Tensor, Ten
     w = w.to(torch.float32, memory_format=torch.contiguous_format)
     rows = w if granularity == "row" else w.reshape(1, -1)
     if not rows.shape[1]:
-        scale = torch.full(rows.shape[:1], MIN_SCALE, device=w.device)
+        scale = torch.full(rows.shape[:1], MIN_SCALE, dtype=torch.float32, device=w.device)
     else:
         scale = _mean_magnitude(w, rows.abs())
     half = (scale * 0.5)[:, None]

@@ -14,7 +14,12 @@ from safetensors.torch import load, save
 from torch import nn
 
 from bitnet_torch import BitLinear, PackedBitLinear
-from bitnet_torch.errors import ConfigurationError, NotDifferentiableError, QuantizationError
+from bitnet_torch.errors import (
+    ConfigurationError,
+    NotDifferentiableError,
+    QuantizationError,
+    ShapeError,
+)
 from tests.bits import same_bits
 from tests.cases import DTYPES, activations, seeds, styles
 
@@ -291,9 +296,25 @@ def test_backward_through_the_packed_form_is_refused():
         packed(x).sum().backward()
 
 
+@pytest.mark.parametrize(("k", "n"), [(8, 0), (0, 8)])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_inputs_or_outputs_have_gradients_as_linear_layers_have(k, n):
+    layer, x = BitLinear(k, n, bias=True), torch.randn(3, k, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.shape == x.shape
+    assert layer.weight.grad.shape == (n, k)
+
+
+def test_a_row_that_no_exact_sum_can_hold_is_refused_at_construction():
+    with pytest.raises(ShapeError, match="K=131073"):
+        BitLinear(131073, 1)
+
+
 def test_both_forms_run_on_the_meta_device():
     layer, x = BitLinear(8, 4, device="meta"), torch.empty(2, 8, device="meta")
     assert layer(x).shape == (2, 4)
+    layer(x).sum().backward()
+    assert layer.weight.grad.shape == (4, 8)
     assert BitLinear(8, 4).packed().to("meta")(x).shape == (2, 4)
 
 

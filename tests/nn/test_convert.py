@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import bitnet_torch as bt
-from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.errors import ConfigurationError, QuantizationError
 from tests.bits import same_bits
 
 
@@ -107,6 +107,8 @@ def test_wrong_settings_are_refused_before_anything_changes():
         bt.convert(model, granularity="group")
     with pytest.raises(ConfigurationError, match="exclude must be a sequence"):
         bt.convert(model, exclude="0")
+    with pytest.raises(ConfigurationError, match="exclude must be a sequence"):
+        bt.convert(model, exclude=None)
     assert type(model[0]) is nn.Linear
 
 
@@ -143,3 +145,48 @@ def test_nothing_to_pack_is_an_error():
         bt.pack(nn.Sequential(nn.Linear(4, 4)))
     with pytest.raises(ConfigurationError, match="call its packed"):
         bt.pack(bt.BitLinear(4, 4))
+
+
+def test_an_error_in_one_layer_names_it_and_leaves_the_model_whole():
+    model = nn.Sequential(bt.BitLinear(8, 8), bt.BitLinear(8, 8))
+    with torch.no_grad():
+        model[1].weight[3, 4] = float("nan")
+    with pytest.raises(QuantizationError, match=r"^1: weight \[3, 4\] is nan") as caught:
+        bt.pack(model)
+    assert caught.value.context["module"] == "1"
+    assert [type(m) for m in model] == [bt.BitLinear, bt.BitLinear]
+
+
+def test_packing_keeps_forward_hooks_and_their_handles():
+    model, x = nn.Sequential(bt.BitLinear(8, 8)), torch.randn(2, 8)
+    handle = model[0].register_forward_hook(lambda module, args, output: output + 1)
+    want = model(x)
+    bt.pack(model)
+    assert same_bits(model(x), want)
+    handle.remove()
+    assert same_bits(model(x) + 1, want)
+
+
+def test_a_subclass_of_bitlinear_is_left_alone_with_its_reason():
+    class Scaled(bt.BitLinear):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    model = nn.Sequential(bt.BitLinear(8, 8), Scaled(8, 8))
+    report = bt.pack(model)
+    assert [s.name for s in report.skipped] == ["1"]
+    assert "Scaled" in report.skipped[0].reason
+
+
+def test_a_layer_excluded_under_one_of_its_names_stays_float():
+    head = nn.Linear(8, 8)
+    model = nn.ModuleDict({"a": head, "lm_head": head, "b": nn.Linear(8, 8)})
+    assert bt.convert(model).converted == ("b",)
+    assert type(head) is nn.Linear
+
+
+def test_layers_whose_forward_pytorch_bypasses_are_left_alone():
+    model = nn.ModuleDict({"t": nn.TransformerEncoderLayer(8, 2, 16), "x": nn.Linear(8, 8)})
+    report = bt.convert(model)
+    assert report.converted == ("x",)
+    assert "fast path" in {s.name: s.reason for s in report.skipped}["t.linear1"]

@@ -88,15 +88,58 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_key():
     good = layer.state_dict()
     with pytest.raises(RuntimeError, match=r"Missing key.*weight"):
         layer.load_state_dict({"weight_scale": good["weight_scale"]})
-    with pytest.raises(RuntimeError, match=r"weight: packed must be .* \(3, 33\), got \(3, 32\)"):
+    with pytest.raises(RuntimeError, match=r"packed must be .* \(3, 33\), got \(3, 32\)"):
         layer.load_state_dict({**good, "weight": good["weight"][:, 1:]})
-    with pytest.raises(RuntimeError, match=r"weight: packed must be uint8"):
+    with pytest.raises(RuntimeError, match=r"layer: packed must be uint8"):
         layer.load_state_dict({**good, "weight": good["weight"].float()})
     with pytest.raises(RuntimeError, match=r"code 3"):
         layer.load_state_dict({**good, "weight": torch.full((3, 33), 255, dtype=torch.uint8)})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*surprise"):
         layer.load_state_dict({**good, "surprise": torch.zeros(1)})
     assert same_bits(layer.weight, good["weight"])
+
+
+def test_a_refused_load_leaves_the_scale_with_its_codes():
+    layer = make()
+    good = {k: v.clone() for k, v in layer.state_dict().items()}
+    with pytest.raises(RuntimeError, match="code 3"):
+        layer.load_state_dict(
+            {"weight": torch.full_like(good["weight"], 255), "weight_scale": torch.tensor(9.0)}
+        )
+    with pytest.raises(RuntimeError, match="weight_scale must be float32"):
+        layer.load_state_dict({**good, "weight_scale": good["weight_scale"].bfloat16()})
+    assert same_bits(layer.weight_scale, good["weight_scale"])
+
+
+def test_codes_of_another_number_of_rows_are_refused_though_their_bytes_would_fit():
+    with pytest.raises(RuntimeError, match="out_features is 12, the codes have 10 rows"):
+        make(n=12).load_state_dict(make(n=10).state_dict())
+
+
+def test_a_layer_made_on_meta_can_be_filled_from_a_state_dict():
+    layer, x = make(), torch.randn(2, 33)
+    empty = make().to("meta").to_empty(device="cpu")
+    assert empty.layout == "panel8"
+    empty.load_state_dict(layer.state_dict())
+    assert same_bits(empty(x), layer(x))
+
+
+@pytest.mark.parametrize("k", [32, 34, 48])
+def test_an_input_of_another_width_is_refused_though_padding_would_hide_it(k):
+    for layer in (BitLinear(33, 10), make()):
+        with pytest.raises(ShapeError, match=rf"\(\.\.\., 33\), got \(2, {k}\)"):
+            layer(torch.randn(2, k))
+
+
+def test_a_default_device_is_not_where_the_kernels_write():
+    layer, x = BitLinear(33, 10), torch.randn(2, 33)
+    want = layer(x)
+    with torch.device("meta"):
+        packed = copy.deepcopy(layer.packed())
+        assert same_bits(packed(x), want)
+        assert same_bits(PackedBitLinear(packed.weight, packed.weight_scale, 10)(x), want)
+        with use_backend("cpu"):
+            assert same_bits(layer(x), want)
 
 
 def test_construction_refuses_what_does_not_fit():

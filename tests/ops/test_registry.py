@@ -1,11 +1,14 @@
 """Choosing, forcing and reporting backends."""
 
+import threading
+
 import pytest
 import torch
 
-from bitnet_torch import ops
-from bitnet_torch.errors import BackendUnavailableError, DeviceError
+from bitnet_torch import BitLinear, ops
+from bitnet_torch.errors import BackendUnavailableError, DeviceError, NotDifferentiableError
 from bitnet_torch.ops import _registry, backends
+from tests.bits import same_bits
 
 
 def test_an_unknown_backend_is_refused_and_what_is_there_is_listed():
@@ -31,18 +34,39 @@ def test_forcing_nests():
         assert ops.serving_backend("cpu") == "reference"
 
 
-def test_a_forced_backend_refuses_tensors_of_another_device():
-    with ops.use_backend("cpu"), pytest.raises(DeviceError, match=r"runs on cpu tensors.*meta"):
-        ops.quantize_activation(torch.empty(2, 2, device="meta"))
+def test_a_backend_refuses_tensors_that_it_cannot_read():
+    with pytest.raises(DeviceError, match=r"runs on cpu tensors.*meta"):
+        ops.quantize_activation.impls["cpu"](torch.empty(2, 2, device="meta"))
 
 
-def test_forcing_holds_under_compile():
-    def layer(x):
-        return ops.quantize_activation(x)[0]
-
+def test_a_forced_backend_is_the_choice_of_its_own_thread():
+    seen = []
     with ops.use_backend("reference"):
-        x_q = torch.compile(layer, fullgraph=True, backend="aot_eager")(torch.ones(2, 4))
-    assert x_q.tolist() == [[127] * 4] * 2
+        thread = threading.Thread(target=lambda: seen.append(ops.serving_backend("cpu")))
+        thread.start()
+        thread.join()
+        assert ops.serving_backend("cpu") == "reference"
+    assert seen == ["cpu"]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_forced_backend_refuses_gradients_as_the_default_does(backend):
+    packed = ops.pack_codes(torch.ones(4, 8, dtype=torch.int8))
+    x = torch.randn(2, 8, requires_grad=True)
+    with ops.use_backend(backend):
+        y = ops.bit_linear(x, packed, torch.tensor(1.0), 4)
+    with pytest.raises(NotDifferentiableError, match="bit_linear works on integer codes"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_forcing_holds_under_compile_for_both_forms_of_a_layer(backend):
+    layer, x = BitLinear(32, 8), torch.randn(3, 32)
+    packed, want = layer.packed(), layer(x)
+    with ops.use_backend(backend):
+        assert same_bits(torch.compile(layer, fullgraph=True)(x), want)
+        with torch.inference_mode():
+            assert same_bits(torch.compile(packed, fullgraph=True)(x), want)
 
 
 def test_a_backend_without_its_package_has_a_reason_and_is_not_loaded(monkeypatch):
