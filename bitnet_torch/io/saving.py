@@ -74,6 +74,12 @@ def save_pretrained(
 def _describe_quantization(
     model: CausalLM, ternary: dict[str, Ternary], packed: bool
 ) -> Quantization | None:
+    if "lm_head" in ternary:
+        raise CheckpointError(
+            "lm_head is ternary; the layout keeps the head in full precision, as `convert` does "
+            "unless `exclude` says otherwise",
+            module="lm_head",
+        )
     for name, layer in ternary.items():
         if layer.bias is not None:
             raise CheckpointError(f"{name} has a bias; the layout of the decoder has none")

@@ -66,7 +66,7 @@ class CausalLM(nn.Module):
 
     Args:
         config: Sizes and switches.
-        linear: Class of the layers' projections; the head stays in full precision.
+        linear: Class of the layers' projections; the head is made in full precision.
         device: Where the parameters lie; ``"meta"`` makes the shape of a model only.
         dtype: Dtype of the parameters; PyTorch's default if None.
     """
@@ -121,7 +121,7 @@ class CausalLM(nn.Module):
             GenerationError: The tokens do not fit the cache.
         """
         hidden = self._hidden(input_ids, attention_mask, cache)
-        return logits_of(hidden, self._head_weight())
+        return logits_of(hidden, self.lm_head, self.model.embed_tokens.weight)
 
     def next_logits(
         self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache
@@ -131,7 +131,7 @@ class CausalLM(nn.Module):
         A long prompt has no use for the logits between, which may be larger than the model.
         """
         hidden = self._hidden(input_ids, attention_mask, cache)
-        return logits_of(hidden[:, -1], self._head_weight())
+        return logits_of(hidden[:, -1], self.lm_head, self.model.embed_tokens.weight)
 
     def _hidden(
         self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None
@@ -168,9 +168,6 @@ class CausalLM(nn.Module):
             std = INITIAL_STD * (shrink if name.endswith(_RESIDUAL) else 1.0)
             drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
             parameter.copy_(drawn.normal_(0.0, std, generator=generator))
-
-    def _head_weight(self) -> Tensor:
-        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
 
 _RESIDUAL = ("o_proj.weight", "down_proj.weight")

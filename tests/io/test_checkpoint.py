@@ -232,6 +232,18 @@ def test_a_model_that_does_not_fit_the_format_is_refused_by_name(tmp_path):
     assert os.listdir(tmp_path) == ["m"]
 
 
+@pytest.mark.parametrize("format", ["hf-packed", "hf-master"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_ternary_head_is_refused_by_name(tmp_path, format, packed):
+    model = tiny_model(nn.Linear)
+    convert(model, exclude=())
+    if packed:
+        pack(model)
+    with pytest.raises(CheckpointError, match="lm_head is ternary"):
+        save_pretrained(model, tmp_path / "m", format)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
     model = tiny_model(BitLinear)
     with torch.no_grad():

@@ -103,6 +103,32 @@ def test_converting_a_float_model_ternarises_all_but_the_head():
     assert type(model.lm_head) is nn.Linear
 
 
+def test_a_head_that_was_made_ternary_computes_as_one_in_both_forms():
+    model = tiny_model(nn.Linear)
+    ids, seen = torch.randint(96, (2, 9)), []
+    model.model.norm.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    assert "lm_head" in convert(model, exclude=()).converted
+    logits = model(ids)
+    assert same_bits(logits, model.lm_head(seen[0]))
+    assert type(model.lm_head) is BitLinear
+    pack(model)
+    assert type(model.lm_head) is PackedBitLinear
+    assert same_bits(model(ids), logits)
+    with torch.no_grad():
+        assert model.next_logits(ids, None, model.new_cache(2, 9)).shape == (2, 96)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_float_head_is_one_product_in_its_dtype_widened_to_float32(dtype, tied):
+    model = tiny_model(nn.Linear, dtype=dtype, tie_word_embeddings=tied)
+    ids, seen = torch.randint(96, (2, 9)), []
+    model.model.norm.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    logits = model(ids)
+    weight = (model.model.embed_tokens if tied else model.lm_head).weight
+    assert same_bits(logits, nn.functional.linear(seen[0], weight).float())
+
+
 def test_a_model_on_the_meta_device_is_its_shape_only():
     model = CausalLM(tiny_config(), nn.Linear, device="meta")
     assert all(parameter.is_meta for parameter in model.parameters())
