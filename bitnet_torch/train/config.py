@@ -21,12 +21,15 @@ from typing import Any
 
 from bitnet_torch.diagnostics.extras import require
 from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.io.tokenizer import ByteTokenizer
 from bitnet_torch.models.config import ModelConfig
 from bitnet_torch.train.sections import read_section, refuse_unknown
 
 CLEANINGS = ("none", "markdown")
 PRECISIONS = ("highest", "high", "medium")
 DECAYS = ("linear", "cosine")
+# Of the exported form, hf-packed.
+CODES_PER_BYTE = 4
 
 
 @dataclass(frozen=True)
@@ -170,8 +173,9 @@ class TrainConfig:
     """A whole run.
 
     Raises:
-        ConfigurationError: A window is longer than the model's positions, or the model's
-            vocabulary does not hold every byte.
+        ConfigurationError: A window is longer than the model's positions, the vocabulary is not
+            that of bytes, or the run turns ternary and a projection has a number of outputs
+            that the exported form cannot hold.
     """
 
     data: DataConfig
@@ -187,12 +191,15 @@ class TrainConfig:
             f"not exceed model.max_position_embeddings={self.model.max_position_embeddings}",
             self.data.context,
         )
+        # The export names the byte tokenizer, and `load` requires exactly its vocabulary.
         _require(
-            self.model.vocab_size >= 256,
+            self.model.vocab_size == ByteTokenizer.vocab_size,
             "model.vocab_size",
-            "be at least 256, for the text is read as bytes",
+            f"be {ByteTokenizer.vocab_size}, for the text is read as bytes",
             self.model.vocab_size,
         )
+        if self.schedule.qat_start < self.schedule.steps:
+            _check_packable(self.model)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> TrainConfig:
@@ -227,6 +234,24 @@ class TrainConfig:
             f.name: dataclasses.asdict(getattr(self, f.name)) for f in dataclasses.fields(self)
         }
         return {name: _as_json(section) for name, section in values.items()}
+
+
+def _check_packable(model: ModelConfig) -> None:
+    """Refuse now what could be trained for hours and then not be exported."""
+    outputs = {
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.intermediate_size,
+        "num_attention_heads * head_dim": model.num_attention_heads * model.head_dim,
+        "num_key_value_heads * head_dim": model.num_key_value_heads * model.head_dim,
+    }
+    for key, value in outputs.items():
+        _require(
+            value % CODES_PER_BYTE == 0,
+            f"model.{key}",
+            f"be a multiple of {CODES_PER_BYTE}, for ternary layers are packed "
+            f"{CODES_PER_BYTE} outputs to a byte",
+            value,
+        )
 
 
 def _as_json(section: dict[str, Any]) -> dict[str, Any]:

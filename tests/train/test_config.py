@@ -39,6 +39,9 @@ SECTIONS = {
     "run": RunConfig,
 }
 
+HEADS = "num_attention_heads * head_dim"
+KEY_HEADS = "num_key_value_heads * head_dim"
+
 
 def refusal_of(tmp_path, text):
     path = tmp_path / "run.toml"
@@ -110,11 +113,8 @@ def test_a_missing_required_key_is_named(tmp_path):
         ('held_out = ["held.txt"]', "held_out = []", "data.held_out must name at least one"),
         ('held_out = ["held.txt"]', 'held_out = "held.txt"', "data.held_out must be an array"),
         ('files = "*.txt"', 'files = "*.txt"\ncleaning = "html"', "data.cleaning must be one of"),
-        (
-            "vocab_size = 256",
-            "vocab_size = 255",
-            "model.vocab_size must be at least 256, for the text",
-        ),
+        ("vocab_size = 256", "vocab_size = 255", "model.vocab_size must be 256, for the text"),
+        ("vocab_size = 256", "vocab_size = 257", "bytes, got 257"),
         ("[run]", "[optimizer]\nlearning_rate = -1\n[run]", "optimizer.learning_rate must be"),
         ("[run]", "[optimizer]\nlearning_rate = inf\n[run]", "finite and above 0, got inf"),
         ("[run]", "[optimizer]\nbetas = [0.9, 1.0]\n[run]", "optimizer.betas must lie in [0, 1)"),
@@ -126,6 +126,26 @@ def test_a_missing_required_key_is_named(tmp_path):
 )
 def test_a_value_that_cannot_be_used_is_refused_by_name(tmp_path, old, new, says):
     assert says in refusal_of(tmp_path, MINIMAL.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value"),
+    [
+        ({"hidden_size": 30, "head_dim": 8}, "hidden_size", 30),
+        ({"intermediate_size": 46}, "intermediate_size", 46),
+        ({"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 6}, HEADS, 18),
+        ({"num_key_value_heads": 1, "head_dim": 6}, KEY_HEADS, 6),
+    ],
+)
+def test_a_width_that_cannot_be_exported_is_refused_before_the_run(tmp_path, change, key, value):
+    values = tiny_values(tmp_path / "plays", tmp_path / "out")
+    values["model"] |= change
+    with pytest.raises(ConfigurationError) as caught:
+        TrainConfig.from_dict(values)
+    assert f"model.{key} must be a multiple of 4" in str(caught.value)
+    assert str(caught.value).endswith(f"got {value}")
+    values["schedule"]["qat_start"] = values["schedule"]["steps"]
+    assert TrainConfig.from_dict(values).model.hidden_size > 0
 
 
 def test_a_file_that_is_not_toml_is_refused(tmp_path):
