@@ -27,6 +27,7 @@ from bitnet_torch.generate.decode import Prompt, decode
 from bitnet_torch.generate.sampling import Sampler, Sampling
 from bitnet_torch.io.tokenizer import Tokenizer
 from bitnet_torch.models import CausalLM
+from bitnet_torch.models.transformer import check_ids
 
 
 class LanguageModel:
@@ -185,13 +186,7 @@ class LanguageModel:
         if not prompt.numel():
             raise GenerationError("the prompt is empty; a model needs at least one token")
         ids = prompt.to(self.model.device, torch.int64).reshape(-1, prompt.shape[-1])
-        wrong = (ids < 0) | (ids >= self.model.config.vocab_size)
-        if bool(wrong.any()):
-            row, column = (int(i) for i in wrong.nonzero()[0])
-            raise GenerationError(
-                f"input_ids[{row}, {column}] is {int(ids[row, column])}; ids lie in "
-                f"[0, {self.model.config.vocab_size})"
-            )
+        check_ids(ids, self.model.config.vocab_size)
         return ids
 
     def _check_length(self, tokens: int, max_new_tokens: int | None) -> int:

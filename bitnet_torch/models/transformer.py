@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bitnet_torch.errors import DTypeError, ShapeError
+from bitnet_torch.errors import DTypeError, GenerationError, ShapeError
 from bitnet_torch.models.attention import visible_keys
 from bitnet_torch.models.cache import KVCache
 from bitnet_torch.models.config import ModelConfig
@@ -118,7 +118,8 @@ class CausalLM(nn.Module):
             ShapeError: ``input_ids`` is not (B, T), the mask has another shape, or there are
                 more tokens than the context has positions.
             DTypeError: ``input_ids`` or the mask is of a float dtype.
-            GenerationError: The tokens do not fit the cache.
+            GenerationError: The tokens do not fit the cache, or (on the CPU) an id is not one of
+                the vocabulary.
         """
         hidden = self._hidden(input_ids, attention_mask, cache)
         return logits_of(hidden, self.lm_head, self.model.embed_tokens.weight)
@@ -137,6 +138,10 @@ class CausalLM(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         _check_inputs(input_ids, attention_mask, self.config.max_position_embeddings)
+        # Elsewhere than on the CPU, to look at the ids is to wait for the device, at every step;
+        # `generate` looks once, at the prompt. A compiler has no values to look at.
+        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_ids(input_ids, self.config.vocab_size)
         batch, tokens = input_ids.shape
         if cache is not None:
             cache.check_room(batch, tokens)
@@ -193,6 +198,22 @@ def _check_inputs(input_ids: Tensor, mask: Tensor | None, context: int) -> None:
             f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
             f"got {tuple(mask.shape)}"
         )
+
+
+def check_ids(input_ids: Tensor, vocab_size: int) -> None:
+    """Raise GenerationError unless every id (B, T) lies in [0, vocab_size)."""
+    if not input_ids.numel():
+        return
+    least, largest = input_ids.aminmax()
+    if least >= 0 and largest < vocab_size:
+        return
+    row, column = ((input_ids < 0) | (input_ids >= vocab_size)).nonzero()[0].tolist()
+    raise GenerationError(
+        f"input_ids[{row}, {column}] is {int(input_ids[row, column])}; ids lie in "
+        f"[0, {vocab_size})",
+        index=(row, column),
+        vocab_size=vocab_size,
+    )
 
 
 def _layout(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitnet_torch.errors import DTypeError, ShapeError
+from bitnet_torch.errors import DTypeError, GenerationError, ShapeError
 from bitnet_torch.models import CausalLM
 from bitnet_torch.nn import BitLinear, PackedBitLinear, convert, pack
 from tests.bits import same_bits
@@ -168,6 +168,17 @@ def test_bad_inputs_are_named():
         model(ids, torch.ones(1, 4))
     with pytest.raises(ShapeError, match=r"\(1, 4\), got \(1, 3\)"):
         model(ids, torch.ones(1, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("wrong", [-1, 96, 300, -(2**31), 2**31 - 1])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_an_id_that_is_not_in_the_vocabulary_is_named_with_its_place_and_the_bound(wrong, dtype):
+    ids = torch.zeros(2, 4, dtype=dtype)
+    ids[1, 2] = wrong
+    with pytest.raises(GenerationError, match=rf"input_ids\[1, 2\] is {wrong}; .* \[0, 96\)"):
+        tiny_model()(ids)
+    ids[1, 2] = 95
+    assert tiny_model()(ids).shape == (2, 4, 96)
 
 
 def test_layers_are_of_the_class_given_and_the_head_is_float():
