@@ -68,24 +68,28 @@ class LanguageModel:
     @overload
     def generate(
         self,
-        prompt: Tensor,
+        prompt: Tensor | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
         attention_mask: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
     ) -> Tensor: ...
 
     def generate(
         self,
-        prompt: str | Tensor,
+        prompt: str | Tensor | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
         attention_mask: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
     ) -> str | Tensor:
         """Continue ``prompt``; see the module docstring for what is returned.
 
@@ -97,18 +101,21 @@ class LanguageModel:
             top_p: Choose from the most likely tokens whose probabilities reach p.
             seed: The same seed gives the same result.
             attention_mask: (B, T), 1 for tokens and 0 for padding; with ids only.
+            input_ids: Ids by this name, in place of ``prompt``.
 
         Raises:
             GenerationError: The prompt is empty or does not fit the context with what is asked
-                for, holds an id that the model has not, or a setting is out of range.
+                for, holds an id that the model has not, or a setting is out of range; or not
+                exactly one of ``prompt`` and ``input_ids`` is given.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
-        if isinstance(prompt, str):
-            return "".join(self.stream(prompt, max_new_tokens, temperature, top_k, top_p, seed))
-        ids = self._check_ids(prompt)
+        given = _one_of(prompt, input_ids)
+        if isinstance(given, str):
+            return "".join(self._text(given, attention_mask, max_new_tokens, sampling))
+        ids = self._check_ids(given)
         steps = self._decode(ids, attention_mask, max_new_tokens, sampling)
         new = torch.stack(list(steps), -1)
-        return torch.cat((ids, new), 1).view(*prompt.shape[:-1], -1)
+        return torch.cat((ids, new), 1).view(*given.shape[:-1], -1)
 
     @overload
     def stream(
@@ -124,40 +131,49 @@ class LanguageModel:
     @overload
     def stream(
         self,
-        prompt: Tensor,
+        prompt: Tensor | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
         attention_mask: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
     ) -> Iterator[Tensor]: ...
 
     def stream(
         self,
-        prompt: str | Tensor,
+        prompt: str | Tensor | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
         attention_mask: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
     ) -> Iterator[str] | Iterator[Tensor]:
         """Continue ``prompt`` and yield what comes as it comes; arguments as in ``generate``.
 
         Bad arguments raise here, not when the first piece is taken.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
-        if not isinstance(prompt, str):
-            steps = self._decode(self._check_ids(prompt), attention_mask, max_new_tokens, sampling)
-            return steps if prompt.dim() == 2 else (ids[0] for ids in steps)
-        if attention_mask is not None:
-            raise GenerationError("attention_mask goes with ids, not with text")
-        ids = torch.tensor([self.tokenizer.encode(prompt)], dtype=torch.int64)
-        steps = self._decode(self._check_ids(ids), None, max_new_tokens, sampling)
-        return self._text(steps)
+        given = _one_of(prompt, input_ids)
+        if isinstance(given, str):
+            return self._text(given, attention_mask, max_new_tokens, sampling)
+        steps = self._decode(self._check_ids(given), attention_mask, max_new_tokens, sampling)
+        return steps if given.dim() == 2 else (ids[0] for ids in steps)
 
-    def _text(self, steps: Iterator[Tensor]) -> Iterator[str]:
+    def _text(
+        self, prompt: str, mask: Tensor | None, max_new_tokens: int | None, sampling: Sampling
+    ) -> Iterator[str]:
+        if mask is not None:
+            raise GenerationError("attention_mask goes with ids, not with text")
+        ids = torch.tensor([self.tokenizer.encode(prompt)], dtype=torch.int64, device="cpu")
+        return self._pieces(self._decode(self._check_ids(ids), None, max_new_tokens, sampling))
+
+    def _pieces(self, steps: Iterator[Tensor]) -> Iterator[str]:
         decoder = self.tokenizer.stream_decoder()
         for ids in steps:
             token = int(ids)
@@ -214,6 +230,19 @@ class LanguageModel:
                 context=context,
             )
         return max_new_tokens
+
+
+def _one_of(prompt: str | Tensor | None, input_ids: Tensor | None) -> str | Tensor:
+    """Return what is to be continued, under whichever name it was given."""
+    if prompt is not None:
+        if input_ids is not None:
+            raise GenerationError("give a prompt or input_ids, got both")
+        return prompt
+    if input_ids is None:
+        raise GenerationError("give a prompt or input_ids, got neither")
+    if isinstance(input_ids, str):
+        raise GenerationError("input_ids must be a Tensor, got str; text is a prompt")
+    return input_ids
 
 
 def _check_mask(mask: Tensor, ids: Tensor) -> Tensor:

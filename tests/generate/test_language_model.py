@@ -170,8 +170,25 @@ def test_bad_prompts_are_refused_before_anything_is_computed():
             call(ids, attention_mask=torch.ones(2, 4))
         with pytest.raises(GenerationError, match="ends in padding"):
             call(ids, attention_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]))
-    with pytest.raises(GenerationError, match="goes with ids, not with text"):
-        lm.stream("x", attention_mask=torch.ones(1, 1))
+        with pytest.raises(GenerationError, match="goes with ids, not with text"):
+            call("x", attention_mask=torch.ones(1, 1, dtype=torch.int64))
+
+
+def test_ids_may_be_given_by_name_and_exactly_one_prompt_is_taken():
+    lm = language_model()
+    ids, mask = torch.randint(256, (2, 4)), torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    expected = lm.generate(ids, 3, attention_mask=mask)
+    named = lm.generate(input_ids=ids, max_new_tokens=3, attention_mask=mask)
+    assert torch.equal(named, expected)
+    streamed = torch.stack(list(lm.stream(input_ids=ids[0], max_new_tokens=3)))
+    assert torch.equal(streamed, expected[0, 4:])
+    for call in (lm.generate, lm.stream):
+        with pytest.raises(GenerationError, match="got neither"):
+            call(max_new_tokens=3)
+        with pytest.raises(GenerationError, match="got both"):
+            call("text", 3, input_ids=ids)
+        with pytest.raises(GenerationError, match="must be a Tensor, got str"):
+            call(input_ids="text")
 
 
 def test_a_model_without_a_tokenizer_takes_ids_only():
