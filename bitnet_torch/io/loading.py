@@ -14,10 +14,11 @@ from bitnet_torch.io.hf_config import CheckpointConfig, Quantization, parse_conf
 from bitnet_torch.io.layout import CONFIG_FILE, WEIGHTS_FILE
 from bitnet_torch.io.placement import check_dtype, resolve_device
 from bitnet_torch.io.scales import ExactScale, parse_scales, resolve_scale
-from bitnet_torch.io.tensor_file import FLOATS, TensorFile, open_tensors
+from bitnet_torch.io.tensor_file import TensorFile, open_tensors
 from bitnet_torch.io.tokenizer import ByteTokenizer, IdsOnly, Tokenizer
 from bitnet_torch.models import CausalLM
 from bitnet_torch.nn import PackedBitLinear, convert
+from bitnet_torch.ops._checks import FLOATS
 
 _EMBEDDING = "model.embed_tokens.weight"
 

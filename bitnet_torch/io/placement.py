@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bitnet_torch.errors import ConfigurationError, DeviceError
-from bitnet_torch.io.tensor_file import FLOATS
 from bitnet_torch.models import ModelConfig
+from bitnet_torch.ops._checks import FLOATS
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:

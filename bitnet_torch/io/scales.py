@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from bitnet_torch.errors import CheckpointError
+from bitnet_torch.ops._checks import FLOATS
 
 METADATA_KEY = "bitnet_torch.scales"
-_STORED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def resolve_scale(
 
 
 def _stored_scale(stored: Tensor, inverse: bool, name: str) -> Tensor:
-    if stored.numel() != 1 or stored.dtype not in _STORED_DTYPES:
+    if stored.numel() != 1 or stored.dtype not in FLOATS:
         raise CheckpointError(
             f"{name} must be one bfloat16, float16 or float32 number, got "
             f"{tuple(stored.shape)} {stored.dtype}"

@@ -20,7 +20,6 @@ from torch import Tensor
 from bitnet_torch.errors import CheckpointError
 from bitnet_torch.io.atomic import set_default_mode
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _DTYPES = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
