@@ -71,7 +71,7 @@ def decode(
 def _prefill(model: CausalLM, prompt: Prompt, cache: KVCache) -> Tensor:
     """Fill the cache with the prompt; return the logits (B, vocab) after its last token."""
     tokens = prompt.input_ids.shape[1]
-    logits = torch.empty(0)
+    logits = torch.empty(0, device=prompt.input_ids.device)
     for start in range(0, tokens, PREFILL_CHUNK):
         piece = slice(start, start + PREFILL_CHUNK)
         mask = None if prompt.mask is None else prompt.mask[:, piece]

@@ -93,7 +93,8 @@ class Sampler:
     def _draw(self, logits: Tensor, generator: torch.Generator) -> int:
         ids, probabilities = candidates(logits, self.settings)
         edges = probabilities.cumsum(0)
-        point = torch.rand((), dtype=torch.float64, generator=generator) * edges[-1]
+        drawn = torch.rand((), dtype=torch.float64, device="cpu", generator=generator)
+        point = drawn * edges[-1]
         index = int(torch.searchsorted(edges, point, right=True))
         # The product may round up to the last edge itself, past which there is no token.
         return int(ids[min(index, ids.numel() - 1)])

@@ -136,7 +136,7 @@ def _from_bits(bits: str) -> Tensor:
     word = int(bits, 16)
     if len(bits) != 8 or not 0 < word < 0x7F800000:
         raise ValueError(f"{bits!r} are not the bits of a positive float32 number")
-    return torch.tensor(word, dtype=torch.int32).view(torch.float32)
+    return torch.tensor(word, dtype=torch.int32, device="cpu").view(torch.float32)
 
 
 def _sha256(packed: Tensor, bits: str) -> str:
