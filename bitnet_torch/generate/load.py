@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
@@ -9,6 +10,9 @@ import torch
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.generate.language_model import LanguageModel
 from bitnet_torch.io import load_pretrained
+from bitnet_torch.nn import BitLinear
+
+logger = logging.getLogger(__name__)
 
 _HEADS = ("auto", "float")
 _FUTURE_HEADS = ("int8", "screened")
@@ -23,7 +27,8 @@ def load(
     """Load a checkpoint folder for generation.
 
     Args:
-        path: Folder in the layout of :mod:`bitnet_torch.io.checkpoint`.
+        path: Folder in the layout of :mod:`bitnet_torch.io.checkpoint`. One with float masters
+            comes in the training form; ``bitnet_torch.pack`` of its model makes it fast.
         device: Where the model shall lie; PyTorch's default device if None.
         dtype: Of the computation; that of the stored embedding if None.
         lm_head: ``"float"`` or ``"auto"``: exact float32 logits.
@@ -47,4 +52,11 @@ def load(
             f"lm_head {lm_head!r} is {state}; available are {_HEADS}", lm_head=lm_head
         )
     model, tokenizer = load_pretrained(path, device, dtype)
+    if any(isinstance(module, BitLinear) for module in model.modules()):
+        # Left in this form, because who loads masters may mean to train them.
+        logger.info(
+            "%s holds float masters: the training form serves, which quantises its weights at "
+            "every call; bitnet_torch.pack(lm.model) gives the same bits several times faster",
+            path,
+        )
     return LanguageModel(model, tokenizer)
