@@ -2,9 +2,12 @@
 
 Three kinds of keys are told apart when a file is read. Keys of :class:`ModelConfig` are used.
 Keys that change what a model computes in ways this package does not implement must have the
-value that switches them off. Keys that change nothing (training, serving, bookkeeping) are
-passed over by name. Any other key is an error, unless its value is null, false or empty:
-such a feature is switched off, whatever it is.
+value that switches them off: a given one, or, for the keys of a list, any of false, zero, null
+and empty. Keys that change nothing (training, serving, bookkeeping) are passed over by name.
+
+Any other key is an error, unless its value is null or empty (``""``, ``[]``, ``{}``), which
+says nothing. False and zero do say something: an unknown ``use_rope: false`` would switch off
+what this package computes.
 
 ``quantization_config`` says how the linear layers are stored:
 
@@ -65,7 +68,17 @@ _ARCHITECTURE = {
     "llama": "LlamaForCausalLM",
     SECTION: "BitNetTorchForCausalLM",
 }
+# Compared with ==, of which 0 and False equal none.
+_SAYS_NOTHING: tuple[Any, ...] = (None, "", [], {})
 _ONLY_VALUE = {"weight_bits": 1, "input_bits": 8, "partial_rotary_factor": 1.0}
+# Features that are off, and that this package has not, while the value is false, zero or null.
+_OFF = frozenset(
+    {
+        *("attention_bias", "mlp_bias", "add_cross_attention", "cross_attention_hidden_size"),
+        *("is_decoder", "is_encoder_decoder", "tie_encoder_decoder", "pruned_heads"),
+        *("sliding_window", "use_sliding_window", "rope_scaling"),
+    }
+)
 _READ = ("model_type", "quantization_config", "eos_token_id", "rope_parameters")
 _CHANGES_NOTHING = frozenset(
     {
@@ -84,6 +97,9 @@ _CHANGES_NOTHING = frozenset(
         *("output_attentions", "output_hidden_states", "chunk_size_feed_forward"),
         *("max_length", "min_length", "num_beams", "num_return_sequences", "length_penalty"),
         *("do_sample", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty"),
+        *("early_stopping", "num_beam_groups", "diversity_penalty", "no_repeat_ngram_size"),
+        *("encoder_no_repeat_ngram_size", "remove_invalid_values", "output_scores"),
+        *("return_dict_in_generate", "use_bfloat16", "tf_legacy_loss"),
     }
 )
 
@@ -222,7 +238,10 @@ def _check_keys(values: Mapping[str, Any]) -> None:
         if key in _ONLY_VALUE:
             if value != _ONLY_VALUE[key]:
                 raise CheckpointError(f"{key} must be {_ONLY_VALUE[key]}, got {value!r}", key=key)
-        elif value:
+        elif key in _OFF:
+            if value:
+                raise CheckpointError(f"{key} = {value!r} is not supported", key=key)
+        elif value not in _SAYS_NOTHING:
             raise CheckpointError(
                 f"config key {key!r} = {value!r} is not known and may change what the model does",
                 key=key,

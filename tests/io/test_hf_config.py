@@ -85,9 +85,9 @@ def test_layers_that_stay_float_are_named_by_beginning_or_end():
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
         ({"model_type": ["bitnet"]}, "model_type"),
-        ({"attention_bias": True}, "'attention_bias' = True"),
-        ({"sliding_window": 128}, "'sliding_window' = 128"),
-        ({"rope_scaling": {"type": "linear"}}, "'rope_scaling'"),
+        ({"attention_bias": True}, "attention_bias = True"),
+        ({"sliding_window": 128}, "sliding_window = 128"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling = "),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters"),
         ({"rope_parameters": {"factor": 2}}, "'factor' in rope_parameters"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
@@ -114,6 +114,24 @@ def test_layers_that_stay_float_are_named_by_beginning_or_end():
 def test_what_is_not_supported_is_named(change, match):
     with pytest.raises(CheckpointError, match=match):
         parse_config({**BITNET, **change})
+
+
+@pytest.mark.parametrize("value", [None, "", [], {}])
+def test_an_unknown_key_that_says_nothing_is_passed_over(value):
+    assert parse_config({**BITNET, "some_feature": value}) == parse_config(BITNET)
+
+
+@pytest.mark.parametrize("value", [False, 0, 0.0, -0.0, True, 1, "no", [0], {"a": None}])
+@pytest.mark.parametrize("key", ["use_rope", "is_causal", "some_feature"])
+def test_an_unknown_key_with_any_value_is_named(key, value):
+    with pytest.raises(CheckpointError, match=f"'{key}' = .* is not known"):
+        parse_config({**BITNET, key: value})
+
+
+@pytest.mark.parametrize("value", [False, None, 0])
+def test_a_known_feature_that_is_off_is_passed_over(value):
+    for key in ("attention_bias", "mlp_bias", "is_encoder_decoder", "sliding_window"):
+        assert parse_config({**BITNET, key: value}) == parse_config(BITNET)
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers"])
