@@ -1,8 +1,9 @@
 """The metrics file: one JSON object per line, in step order.
 
-A row of training has ``step``, ``loss`` (nats per byte, mean since the row before),
-``bits_per_byte``, ``learning_rate`` and ``tokens_per_second``; a row of evaluation has ``step``
-and ``held_out_bits_per_byte``. ``step`` counts optimizer steps done.
+A row of training has ``step``, and of that one step ``loss`` (nats per byte of its batch),
+``bits_per_byte`` (the same in bits), ``learning_rate`` and ``tokens_per_second``; steps between
+two rows leave no trace. A row of evaluation has ``step`` and ``held_out_bits_per_byte``.
+``step`` counts optimizer steps done.
 
 When a run is continued from a checkpoint, rows past the checkpoint are dropped: their steps
 are done again, and the file reads as if nothing had happened.

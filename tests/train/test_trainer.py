@@ -60,6 +60,18 @@ def test_the_loss_falls_and_the_log_has_every_step(config, result):
     assert held_out == [6, 12, 18, 24]
 
 
+def test_a_row_holds_the_loss_of_its_own_step_and_not_of_those_since_the_row_before(
+    config, result, tmp_path
+):
+    rows = read_metrics(Path(config.run.out) / "metrics.jsonl")
+    every_step = {r["step"]: r["loss"] for r in rows if "loss" in r}
+    fewer = {"log_every": 5, "out": str(tmp_path / "out")}
+    train(tiny_config(tmp_path / "plays", tmp_path / "out", run=fewer))
+    rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    losses = {r["step"]: r["loss"] for r in rows if "loss" in r}
+    assert losses == {step: every_step[step] for step in (5, 10, 15, 20, 24)}
+
+
 def test_the_exported_model_has_the_bits_of_the_trained_one(config, result):
     packed, tokenizer = load_pretrained(result.model)
     assert any(isinstance(m, PackedBitLinear) for m in packed.modules())
