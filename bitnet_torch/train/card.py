@@ -123,23 +123,8 @@ def publish(card: ModelCard, packed_run: Path, folder: Path) -> None:
 
 def as_markdown(card: ModelCard) -> str:
     """Return the card for people."""
-    run, config = card.run, card.run["config"]
-    model, data, schedule = config["model"], config["data"], config["schedule"]
-    best = min(card.ternarised, key=lambda name: card.ternarised[name])
-    rows = [
-        ("**this model: packed, ternary weights and int8 activations**", f"**{card.packed:.3f}**"),
-        ("its twin: same run, full precision throughout", f"{card.twin:.3f}"),
-        *(
-            (f"twin ternarised after training, {name}{' (best)' * (name == best)}", f"{bits:.3f}")
-            for name, bits in card.ternarised.items()
-        ),
-        *(
-            (f"{name}, on the held-out text alone", f"{b:.2f}")
-            for name, b in card.compressors.items()
-        ),
-    ]
-    table = "\n".join(f"| {what} | {bits} |" for what, bits in rows)
-    packages = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    run = card.run
+    model, data = run["config"]["model"], run["config"]["data"]
     return f"""# A 1.58-bit byte-level model of Shakespeare's plays
 
 {model["num_hidden_layers"]} layers of width {model["hidden_size"]}, {card.bytes:,} bytes on disk. \
@@ -148,7 +133,7 @@ It predicts the next byte of text; it was trained on public-domain plays from th
 
 | held-out text, {run["held_out_bytes"]:,} bytes | bits/byte |
 |---|---|
-{table}
+{_rows(_figures(card))}
 
 How it was made:
 
@@ -158,15 +143,7 @@ How it was made:
 
 | | |
 |---|---|
-| preset | `{card.preset}` |
-| seed | {run["seed"]} |
-| commit | `{run["commit"]}` |
-| steps | {run["steps"]}, ternary from step {schedule["qat_start"]} |
-| bytes seen | {run["tokens"]:,} |
-| wall time | {run["seconds"]:.0f} s, twin {card.twin_seconds:.0f} s |
-| threads | {config["run"]["threads"]} |
-| float products in training | PyTorch's "{config["run"]["matmul_precision"]}" precision |
-| versions | {packages} |
+{_rows(_facts(card))}
 
 `card.json` holds the same for machines. The figures are exact sums over every byte but the
 first, windows of {data["context"]} bytes moved by {data["context"] // 2}. Ternarised twins
@@ -174,6 +151,41 @@ keep float activations, which favours them.
 
 ![loss curve](curve.png)
 """
+
+
+def _figures(card: ModelCard) -> dict[str, str]:
+    best = min(card.ternarised, key=lambda name: card.ternarised[name])
+    return {
+        "**this model: packed, ternary weights and int8 activations**": f"**{card.packed:.3f}**",
+        "its twin: same run, full precision throughout": f"{card.twin:.3f}",
+        **{
+            f"twin ternarised after training, {name}{' (best)' * (name == best)}": f"{bits:.3f}"
+            for name, bits in card.ternarised.items()
+        },
+        **{
+            f"{name}, on the held-out text alone": f"{bits:.2f}"
+            for name, bits in card.compressors.items()
+        },
+    }
+
+
+def _facts(card: ModelCard) -> dict[str, str]:
+    run, settings = card.run, card.run["config"]["run"]
+    return {
+        "preset": f"`{card.preset}`",
+        "seed": str(run["seed"]),
+        "commit": f"`{run['commit']}`",
+        "steps": f"{run['steps']}, ternary from step {run['config']['schedule']['qat_start']}",
+        "bytes seen": f"{run['tokens']:,}",
+        "wall time": f"{run['seconds']:.0f} s, twin {card.twin_seconds:.0f} s",
+        "threads": str(settings["threads"]),
+        "float products in training": f'PyTorch\'s "{settings["matmul_precision"]}" precision',
+        "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
+    }
+
+
+def _rows(table: dict[str, str]) -> str:
+    return "\n".join(f"| {left} | {right} |" for left, right in table.items())
 
 
 def _score(model: nn.Module, held_out: Tensor, config: TrainConfig) -> float:
