@@ -57,7 +57,7 @@ def load_model(folder: str | Path, args: argparse.Namespace) -> LanguageModel:
     device, name = getattr(args, "device", None), getattr(args, "dtype", None)
     dtype: torch.dtype | None = getattr(torch, name) if name else None
     lm = load(folder, device=device, dtype=dtype)
-    debug_trace("loaded", folder=folder, device=lm.model.device, dtype=lm.model.dtype)
+    debug_trace("loaded", folder=Path(folder), device=lm.model.device, dtype=lm.model.dtype)
     return lm
 
 

@@ -35,12 +35,17 @@ def test_nothing_is_formatted_when_the_trace_is_off(caplog):
     [
         (torch.float32, "torch.float32"),
         (torch.device("cpu"), "cpu"),
-        ([torch.full((2,), 1234.0), 1], "[float32[2] on cpu, 1]"),
-        ({"w": torch.full((2, 0), 1234.0)}, "{w: float32[2, 0] on cpu}"),
+        ([torch.full((2,), 1234.0), None], "[float32[2] on cpu, None]"),
+        ({"up.0_w": torch.full((2, 0), 1234.0)}, "{up.0_w: float32[2, 0] on cpu}"),
+        ({"my secret": 5}, "{str[9]: 5}"),
         (Path("a/b"), "'a/b'"),
         (b"1234", "bytes"),
         (Unprintable(), "Unprintable"),
-        ("x" * 200, "'" + "x" * 79 + "... (202 long)"),
+        ("my secret prompt", "str[16]"),
+        (["my secret", "prompt"], "[str[9], str[6]]"),
+        (list(b"my secret prompt"), "list[16]"),
+        ([torch.full((2,), 1234.0), 1], "list[2]"),
+        ((1, 7), "tuple[2]"),
     ],
 )
 def test_a_fact_is_described_without_its_contents(caplog, value, text):
