@@ -28,6 +28,12 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _memory_logger = logging.getLogger(MEMORY)
 _PROFILE_ROWS = 10
+# The kinds of functions whose call only makes an object that does the work later.
+_LAZY = (
+    inspect.iscoroutinefunction,
+    inspect.isgeneratorfunction,
+    inspect.isasyncgenfunction,
+)
 
 
 class time_operation:
@@ -58,8 +64,8 @@ class time_operation:
         profile: Table of its costliest operators; None if it was not above the limit.
 
     Raises:
-        ConfigurationError: A threshold is negative or NaN, or a generator or coroutine function
-            is decorated: its call returns before its work begins.
+        ConfigurationError: A threshold is negative or NaN, or a generator, coroutine or
+            asynchronous generator function is decorated: its call returns before its work begins.
         DeviceError: The device is not present.
     """
 
@@ -113,7 +119,7 @@ class time_operation:
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         """Return ``function`` with every call timed, each by a timer of its own."""
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        if any(is_lazy(function) for is_lazy in _LAZY):
             raise ConfigurationError(
                 f"{self.name}: a call of {function.__qualname__} returns before its work begins; "
                 "put `with time_operation(...)` around the work"

@@ -88,7 +88,10 @@ def test_generators_and_coroutines_are_refused_as_decorated_functions():
     async def coroutine():
         pass
 
-    for function in (generator, coroutine):
+    async def asynchronous_generator():
+        yield
+
+    for function in (generator, coroutine, asynchronous_generator):
         with pytest.raises(ConfigurationError, match="returns before its work begins"):
             time_operation("stream")(function)
 
