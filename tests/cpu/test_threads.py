@@ -82,6 +82,34 @@ bit_linear(torch.ones(2, 1000), packed, torch.ones(()), 3000)
 """
 
 
+# Workers inherit the floating-point state of the thread that makes them: here one that flushes
+# subnormals, and goes on doing so or not. The reference is computed without flushing.
+FLUSHED = """
+import torch
+from bitnet_torch.ops import bit_linear, pack_codes
+torch.manual_seed(0)
+torch.set_num_threads(2)
+t, x = torch.randint(-1, 2, (4000, 1000), dtype=torch.int8), torch.randn(64, 1000)
+scale = torch.tensor(2.0**-136)
+assert torch.set_flush_denormal(True)
+packed = pack_codes(t)  # large enough to make the pool
+{how}
+got = [bit_linear(x, packed, scale, 4000) for _ in range(10)]
+torch.set_flush_denormal(False)
+want = bit_linear.impls["reference"](x, packed, scale, 4000).view(torch.int32)
+subnormal = (want & 0x7F800000 == 0) & (want & 0x7FFFFF != 0)
+assert subnormal.sum() > want.numel() // 2
+assert [int((y.view(torch.int32) != want).sum()) for y in got] == [0] * 10
+"""
+
+
+@pytest.mark.parametrize("how", ["", "torch.set_flush_denormal(False)"])
+def test_workers_keep_subnormals_whatever_the_thread_that_made_them_does(how):
+    code = FLUSHED.format(how=how)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_child_computes_the_same_with_workers_of_its_own():
     subprocess.run([sys.executable, "-c", FORK], check=True, timeout=100)

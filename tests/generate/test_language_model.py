@@ -46,7 +46,10 @@ def test_the_size_of_prefill_chunks_does_not_matter(chunk, monkeypatch):
     assert torch.equal(lm.generate(ids, 10), expected)
 
 
-def test_a_padded_prompt_continues_as_it_does_alone():
+# A chunk below the padding: then chunks after the first are padding, too.
+@pytest.mark.parametrize("chunk", [4, 512])
+def test_a_padded_prompt_continues_as_it_does_alone(chunk, monkeypatch):
+    monkeypatch.setattr(decode_module, "PREFILL_CHUNK", chunk)
     lm = language_model(nn.Linear)
     ids, mask = torch.randint(256, (3, 12)), torch.ones(3, 12, dtype=torch.int64)
     mask[1, :5] = 0

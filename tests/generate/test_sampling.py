@@ -56,6 +56,17 @@ def test_top_p_keeps_the_fewest_that_reach_p(logits, p, temperature):
     assert sum(probability[i] for i in order[: len(ids) - 1]) < p + slack
 
 
+@pytest.mark.parametrize(
+    ("count", "p", "kept"), [(2, 0.5, 1), (4, 0.25, 1), (4, 0.5, 2), (8, 0.75, 6)]
+)
+def test_top_p_stops_where_p_is_reached_exactly(count, p, kept):
+    # Equal logits, powers of two: every probability and every sum of them is exact.
+    logits = torch.zeros(count, dtype=torch.float64)
+    ids, probabilities = candidates(logits, Sampling(1.0, top_p=p))
+    assert ids.tolist() == list(range(kept))
+    assert probabilities.sum().item() == p
+
+
 @settings(deadline=None)
 @given(LOGITS, st.integers(1, 10), st.floats(0.05, 1.0), st.integers(0, 2**63 - 1))
 def test_what_is_drawn_is_a_candidate_and_the_seed_decides(logits, k, p, seed):

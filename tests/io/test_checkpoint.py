@@ -185,6 +185,39 @@ def test_an_inverse_scale_is_turned_around(tmp_path):
     assert loaded.get_submodule(PROJECTION).weight_scale.item() == 0.25
 
 
+def divide_type(folder, stored_as):
+    """Turn a folder of ours into one whose stored scales are ``stored_as(exact w_scale)``."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        entry = json.loads(file.metadata()[METADATA_KEY])
+
+    def store(tensors):
+        for name, (bits, _) in entry.items():
+            exact = torch.tensor(int(bits, 16), dtype=torch.int32).view(torch.float32)
+            tensors[f"{name}.weight_scale"] = stored_as(exact).reshape(1).bfloat16()
+
+    rewrite(folder, store)
+    reconfigure(folder, lambda config: config["quantization_config"].pop("linear_class"))
+
+
+def test_a_divide_type_file_is_compared_with_the_reciprocal_of_the_exact_scale(tmp_path):
+    model = tiny_model(BitLinear)
+    save_pretrained(model, tmp_path / "m")
+    divide_type(tmp_path / "m", lambda w_scale: torch.ones(()) / w_scale)
+    loaded, _ = load_pretrained(tmp_path / "m")
+    for name, layer in loaded.named_modules():
+        if isinstance(layer, PackedBitLinear):
+            exact = model.get_submodule(name).packed().weight_scale
+            assert same_bits(layer.weight_scale.reshape(()), exact.reshape(()))
+    assert same_bits(loaded(IDS), model(IDS))
+
+
+def test_a_divide_type_file_with_other_scales_than_the_exact_ones_is_refused(tmp_path):
+    save_pretrained(tiny_model(BitLinear), tmp_path / "m")
+    divide_type(tmp_path / "m", lambda w_scale: w_scale)
+    with pytest.raises(CheckpointError, match="does not round to that"):
+        load_pretrained(tmp_path / "m")
+
+
 def test_other_files_in_the_folder_stay_and_folders_in_it_are_refused(tmp_path):
     folder = tmp_path / "m"
     save_pretrained(tiny_model(BitLinear), folder)
