@@ -87,12 +87,20 @@ def declare(
 
 
 def implement(
-    op: Op[P, T], *, backend: str, device: str
+    op: Op[P, T], *, backend: str, device: str, also_accepts: tuple[str, ...] = ()
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Register the decorated function as ``op`` on ``device``, present or not."""
+    """Register the decorated function as ``op`` on ``device``, present or not.
+
+    Args:
+        op: A declared operator.
+        backend: What :func:`use_backend` takes.
+        device: The device type whose tensors PyTorch's dispatch sends here.
+        also_accepts: Device types that dispatch does not send here, and that a forced backend
+            takes all the same: an interpreter of GPU kernels works on CPU tensors.
+    """
 
     def decorator(kernel: Callable[P, T]) -> Callable[P, T]:
-        op.impls[backend] = _on_device(device, _checked(op, kernel))
+        op.impls[backend] = _on_device((device, *also_accepts), _checked(op, kernel))
         _LIB.impl(op.name, _checked(op, kernel), _DISPATCH_KEY[device])
         op.owner[device] = backend
         logger.debug("%s: %s serves %s", op.name, backend, device)
@@ -169,16 +177,17 @@ def _checked(op: Op[P, T], fn: Callable[..., T]) -> Callable[..., T]:
     return call
 
 
-def _on_device(device: str, fn: Callable[..., T]) -> Callable[..., T]:
+def _on_device(devices: tuple[str, ...], fn: Callable[..., T]) -> Callable[..., T]:
     """Guard a forced backend: PyTorch's dispatch would have chosen by device, this does not."""
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> T:
         for value in (*args, *kwargs.values()):
-            if isinstance(value, torch.Tensor) and value.device.type != device:
+            if isinstance(value, torch.Tensor) and value.device.type not in devices:
                 raise DeviceError(
-                    f"this backend runs on {device} tensors, got one on {value.device}",
-                    wanted=device,
+                    f"this backend runs on {' or '.join(devices)} tensors, got one on "
+                    f"{value.device}",
+                    wanted=devices,
                     got=str(value.device),
                 )
         return fn(*args, **kwargs)
