@@ -21,5 +21,6 @@ def load() -> None:
         panel8,
         quantize_activation,
         quantize_weight,
+        rms_norm,
         ternary_linear,
     )

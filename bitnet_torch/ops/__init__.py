@@ -11,6 +11,7 @@ from bitnet_torch.ops.bit_linear import bit_linear, bit_linear_prepacked
 from bitnet_torch.ops.pack_codes import pack_codes, unpack_codes
 from bitnet_torch.ops.quantize_activation import quantize_activation
 from bitnet_torch.ops.quantize_weight import quantize_weight
+from bitnet_torch.ops.rms_norm import rms_norm
 from bitnet_torch.ops.ternary_linear import ternary_linear
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "pack_codes",
     "quantize_activation",
     "quantize_weight",
+    "rms_norm",
     "serving_backend",
     "ternary_linear",
     "unpack_codes",

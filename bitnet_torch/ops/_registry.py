@@ -3,7 +3,10 @@
 An op is declared with a schema, a check, a fake and a reference. The reference is
 registered for every device, so an op is complete the moment it is declared. A backend
 then replaces the reference on its own device type with :func:`implement`. Dispatch is
-PyTorch's: nothing here runs per call except the check.
+PyTorch's: nothing here runs per call except the check and a look at the forced backend.
+
+An op has a gradient or refuses one by name. There is no third way: unregistered, autograd
+would differentiate the reference's own arithmetic.
 """
 
 from __future__ import annotations
@@ -32,6 +35,19 @@ _OPS: dict[str, Op[Any, Any]] = {}
 _forced: str | None = None
 
 
+@dataclass(frozen=True)
+class Gradient:
+    """How to differentiate an op, in PyTorch's own terms.
+
+    Attributes:
+        setup: ``(ctx, inputs, output)``; saves what ``backward`` needs.
+        backward: ``(ctx, *grads)``; returns one gradient, or None, for each input.
+    """
+
+    setup: Callable[[Any, tuple[Any, ...], Any], None]
+    backward: Callable[..., Any]
+
+
 @dataclass
 class Op(Generic[P, T]):
     """A declared operator and the backends that implement it.
@@ -40,6 +56,7 @@ class Op(Generic[P, T]):
         name: Operator name inside the ``bitnet_torch`` namespace.
         check: Raises if the arguments break the op's contract. Never touches data.
         overload: What PyTorch dispatches on.
+        gradient: How to differentiate it; None if it refuses.
         impls: Backend name to implementation. ``"reference"`` is always present.
         owner: Device type to the backend that serves it.
     """
@@ -47,18 +64,22 @@ class Op(Generic[P, T]):
     name: str
     check: Callable[..., None]
     overload: Callable[..., Any]
+    gradient: Gradient | None
     impls: dict[str, Callable[..., Any]] = field(default_factory=dict)
     owner: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the op on the backend that owns the arguments' device."""
-        fn = self.overload if _forced is None else self.impls[_forced]
-        result: T = fn(*args, **kwargs)
+        result: T = self.overload(*args, **kwargs)
         return result
 
 
 def declare(
-    schema: str, *, check: Callable[..., None], fake: Callable[..., Any]
+    schema: str,
+    *,
+    check: Callable[..., None],
+    fake: Callable[..., Any],
+    gradient: Gradient | None = None,
 ) -> Callable[[Callable[P, T]], Op[P, T]]:
     """Declare an op; the decorated function is its reference implementation.
 
@@ -66,19 +87,24 @@ def declare(
         schema: PyTorch schema string without the namespace.
         check: Same arguments as the op; raises if they break the contract.
         fake: Same arguments; returns empty outputs of the right shape and dtype.
+        gradient: How to differentiate the op; None makes ``backward`` refuse by name.
     """
     name = schema.partition("(")[0]
     qualified = f"{NAMESPACE}::{name}"
 
     def decorator(reference: Callable[P, T]) -> Op[P, T]:
         _LIB.define(schema)
-        op: Op[P, T] = Op(name, check, getattr(getattr(torch.ops, NAMESPACE), name).default)
+        overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+        op: Op[P, T] = Op(name, check, overload, gradient)
         torch.library.register_fake(qualified, _checked(op, fake), lib=_LIB)
         op.impls["reference"] = _checked(op, reference)
-        _LIB.impl(name, op.impls["reference"], "CompositeExplicitAutograd")
+        _LIB.impl(name, _or_forced(op, op.impls["reference"]), "CompositeExplicitAutograd")
         # Unregistered, autograd would differentiate the reference's own arithmetic: a gradient
         # through the scales only, wrong, and announced by nothing louder than a warning.
-        torch.library.register_autograd(qualified, _refuse_gradient(name), lib=_LIB)
+        chosen = _refusal(name) if gradient is None else gradient
+        torch.library.register_autograd(
+            qualified, chosen.backward, setup_context=chosen.setup, lib=_LIB
+        )
         _OPS[name] = op
         functools.update_wrapper(op, reference)
         return op
@@ -101,7 +127,7 @@ def implement(
 
     def decorator(kernel: Callable[P, T]) -> Callable[P, T]:
         op.impls[backend] = _on_device((device, *also_accepts), _checked(op, kernel))
-        _LIB.impl(op.name, _checked(op, kernel), _DISPATCH_KEY[device])
+        _LIB.impl(op.name, _or_forced(op, _checked(op, kernel)), _DISPATCH_KEY[device])
         op.owner[device] = backend
         logger.debug("%s: %s serves %s", op.name, backend, device)
         return kernel
@@ -157,13 +183,30 @@ def all_ops() -> dict[str, Op[Any, Any]]:
     return dict(_OPS)
 
 
-def _refuse_gradient(name: str) -> Callable[..., Any]:
+def _refusal(name: str) -> Gradient:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
     def backward(ctx: Any, *grads: Any) -> Any:
         raise NotDifferentiableError(
             f"{name} works on integer codes and has no gradient; train with BitLinear", op=name
         )
 
-    return backward
+    return Gradient(setup, backward)
+
+
+def _or_forced(op: Op[P, T], fn: Callable[..., T]) -> Callable[..., T]:
+    """Let a forced backend take the place of the one that PyTorch's dispatch has found.
+
+    Here, below autograd, so that gradients and compiled code are the same when forced.
+    """
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> T:
+        chosen = fn if _forced is None else op.impls[_forced]
+        return chosen(*args, **kwargs)
+
+    return call
 
 
 def _checked(op: Op[P, T], fn: Callable[..., T]) -> Callable[..., T]:

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from bitnet_torch.errors import ConfigurationError, QuantizationError, ShapeError
 from bitnet_torch.ops._checks import FLOATS, check_dtype
+from bitnet_torch.ops._exact import frexp_exponent, pow2
 from bitnet_torch.ops._registry import declare
 
 MIN_SCALE = 1e-5
@@ -87,11 +88,10 @@ def _mean_magnitude(w: Tensor, magnitude: Tensor) -> Tensor:
     peak = magnitude.amax(-1)
     raise_if_not_finite(w, peak)
     a = peak.clamp_min(MIN_SCALE)
-    # frexp by the exponent field: a >= 1e-5 is a normal number, and every device has integers.
-    p = 30 - ((a.view(torch.int32) >> 23) - 126)
-    total = (magnitude * _pow2(p)[:, None]).round().to(torch.int64).sum(-1)
+    p = 30 - frexp_exponent(a)
+    total = (magnitude * pow2(p)[:, None]).round().to(torch.int64).sum(-1)
     numel = torch.full_like(a, magnitude.shape[1])
-    mean = total.to(torch.float32) / numel * _pow2(-p)
+    mean = total.to(torch.float32) / numel * pow2(-p)
     return torch.where(peak < MIN_SCALE, torch.full_like(a, MIN_SCALE), mean.clamp_min(MIN_SCALE))
 
 
@@ -111,8 +111,3 @@ def raise_if_not_finite(w: Tensor, peak: Tensor) -> None:
         index=(row, column),
         value=value,
     )
-
-
-def _pow2(exponent: Tensor) -> Tensor:
-    """Return 2^exponent exactly; ``torch.pow`` and ``ldexp`` may be an ulp off on some devices."""
-    return ((exponent + 127) << 23).view(torch.float32)
