@@ -89,20 +89,25 @@ def _ternary_tile_kernel(
     BLOCK_K: tl.constexpr,
 ):
     across = tl.cdiv(M, BLOCK_M)
-    m = (tl.program_id(0) % across).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    r = (tl.program_id(0) // across).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    m0 = (tl.program_id(0) % across).to(tl.int64) * BLOCK_M
+    r0 = (tl.program_id(0) // across).to(tl.int64) * BLOCK_R
+    # Offsets inside a tile fit 32 bits, and half the registers, because K does.
+    in_m, in_r = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
+    m, r = m0 + in_m, r0 + in_r
     column = tl.arange(0, BLOCK_K)
+    x_at = in_m[:, None] * K + column[None, :]
+    byte_at = in_r[None, :] * K + column[:, None]
+    x_ptr += m0 * K
+    packed_ptr += r0 * K
     acc0 = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.int32)
     acc1 = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.int32)
     acc2 = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.int32)
     acc3 = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.int32)
     for k0 in range(0, K, BLOCK_K):
-        k = k0 + column
+        inside = k0 + column < K
         # Past K the activation is 0, so what the byte says there is no matter.
-        in_x = (m[:, None] < M) & (k[None, :] < K)
-        x = tl.load(x_ptr + m[:, None] * K + k[None, :], mask=in_x, other=0)
-        in_w = (r[None, :] < R) & (k[:, None] < K)
-        byte = tl.load(packed_ptr + r[None, :] * K + k[:, None], mask=in_w, other=0)
+        x = tl.load(x_ptr + k0 + x_at, mask=(m[:, None] < M) & inside[None, :], other=0)
+        byte = tl.load(packed_ptr + k0 + byte_at, mask=(r[None, :] < R) & inside[:, None], other=0)
         acc0 = tl.dot(x, (byte & 3).to(tl.int8) - 1, acc0, out_dtype=tl.int32)
         acc1 = tl.dot(x, ((byte >> 2) & 3).to(tl.int8) - 1, acc1, out_dtype=tl.int32)
         acc2 = tl.dot(x, ((byte >> 4) & 3).to(tl.int8) - 1, acc2, out_dtype=tl.int32)
