@@ -12,9 +12,9 @@ from typing import Any
 
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.ops._checks import MAX_K
+from bitnet_torch.ops.glu import ACTIVATIONS
 from bitnet_torch.ops.rms_norm import MIN_EPS
 
-ACTIVATIONS = ("relu2", "silu")
 MAX_THETA = 1e30
 
 

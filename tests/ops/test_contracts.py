@@ -23,6 +23,11 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
     granularity = ("matrix", "row")[seed % 2]
     scale = torch.rand((n,) if granularity == "row" else (), generator=generator(seed)) + 1e-3
     gain = activations((k,), dtype, "normal", seed + 1)
+    up = activations((*lead, k), dtype, style, seed + 2)
+    act = ("relu2", "silu")[seed // 2 % 2]
+    head = x[..., : k // 2 * 2]
+    # One table for all leading dimensions but the last, as for positions.
+    angles = torch.rand((*lead[-1:], k // 2), generator=generator(seed)) * 100
     bias = None if seed % 3 else torch.randn(n, generator=generator(seed)).to(dtype)
     layout = preferred_layout("cpu")
     x_q, x_scale = ops.quantize_activation(x)
@@ -30,6 +35,10 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
         "quantize_activation": lambda: (x,),
         "quantize_weight": lambda: (weights(n, k, dtype, style, seed), granularity),
         "rms_norm": lambda: (x, gain, 1e-5),
+        "rms_norm_quantize": lambda: (x, gain, 1e-5),
+        "glu": lambda: (x, up, act),
+        "glu_norm_quantize": lambda: (x, up, gain if seed % 3 else None, 1e-5, act),
+        "rope": lambda: (head, angles.cos(), angles.sin()),
         "pack_codes": lambda: (t,),
         "unpack_codes": lambda: (packed, n),
         "ternary_linear": lambda: (x_q, x_scale, packed, scale, n, dtype, bias),
