@@ -22,6 +22,7 @@ def load() -> None:
         pack_codes,
         panel8,
         quantize_activation,
+        quantize_pack_weight,
         quantize_weight,
         rms_norm,
         rms_norm_quantize,

@@ -12,6 +12,7 @@ from bitnet_torch.ops.glu import glu
 from bitnet_torch.ops.glu_norm_quantize import glu_norm_quantize
 from bitnet_torch.ops.pack_codes import pack_codes, unpack_codes
 from bitnet_torch.ops.quantize_activation import quantize_activation
+from bitnet_torch.ops.quantize_pack_weight import quantize_pack_weight
 from bitnet_torch.ops.quantize_weight import quantize_weight
 from bitnet_torch.ops.rms_norm import rms_norm
 from bitnet_torch.ops.rms_norm_quantize import rms_norm_quantize
@@ -28,6 +29,7 @@ __all__ = [
     "load_backends",
     "pack_codes",
     "quantize_activation",
+    "quantize_pack_weight",
     "quantize_weight",
     "rms_norm",
     "rms_norm_quantize",

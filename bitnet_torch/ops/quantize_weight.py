@@ -45,7 +45,8 @@ MAX_NUMEL = 1 << 33
 GRANULARITIES = ("matrix", "row")
 
 
-def _check(w: Tensor, granularity: str = "matrix") -> None:
+def check_weight(w: Tensor, granularity: str = "matrix") -> None:
+    """Raise unless ``w`` is a float matrix (N, K) that has a scale of this granularity."""
     check_dtype("w", w, *FLOATS)
     if w.dim() != 2:
         raise ShapeError(f"w must be (N, K), got {tuple(w.shape)}")
@@ -68,7 +69,7 @@ def _fake(w: Tensor, granularity: str = "matrix") -> tuple[Tensor, Tensor]:
 
 @declare(
     'quantize_weight(Tensor w, str granularity="matrix") -> (Tensor, Tensor)',
-    check=_check,
+    check=check_weight,
     fake=_fake,
 )
 def quantize_weight(w: Tensor, granularity: str = "matrix") -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ const char* bitnet_cpu_isa_name(int);
 int bitnet_cpu_isa_force(const char*);
 int bitnet_cpu_quantize_activation(const void*, int, int64_t, int64_t, int8_t*, float*, int);
 int bitnet_cpu_quantize_weight(const void*, int, int64_t, int64_t, int, int8_t*, float*, int);
+int bitnet_cpu_quantize_pack_weight(const void*, int, int64_t, int64_t, int, uint8_t*, float*, int);
 int bitnet_cpu_pack_codes(const int8_t*, int64_t, int64_t, uint8_t*, int);
 int bitnet_cpu_unpack_codes(const uint8_t*, int64_t, int64_t, int8_t*, int);
 int bitnet_cpu_panel8_pack(const uint8_t*, int64_t, int64_t, uint8_t*, int64_t, int);
@@ -60,6 +61,8 @@ void run(int64_t M, int64_t N, int64_t K, int dtype, int threads) {
     require(bitnet_cpu_quantize_weight(w.get(), dtype, N, K, 0, t.get(), one_scale.get(), threads), "quantize_weight");
     require(bitnet_cpu_quantize_weight(w.get(), dtype, N, K, 1, t.get(), w_scale.get(), threads), "quantize_weight rows");
     require(bitnet_cpu_pack_codes(t.get(), N, K, packed.get(), threads), "pack_codes");
+    require(bitnet_cpu_quantize_pack_weight(w.get(), dtype, N, K, 1, back.get(), w_scale.get(), threads), "pack_weight");
+    require(std::memcmp(packed.get(), back.get(), static_cast<size_t>(R * K)), "quantised and packed at once");
     require(bitnet_cpu_unpack_codes(packed.get(), N, K, t.get(), threads), "unpack_codes");
     require(bitnet_cpu_panel8_pack(packed.get(), N, K, panels.get(), panels_bytes, threads), "panel8_pack");
     require(bitnet_cpu_panel8_unpack(panels.get(), panels_bytes, N, K, back.get(), threads), "panel8_unpack");

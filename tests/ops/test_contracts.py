@@ -34,6 +34,7 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
     return {
         "quantize_activation": lambda: (x,),
         "quantize_weight": lambda: (weights(n, k, dtype, style, seed), granularity),
+        "quantize_pack_weight": lambda: (weights(n, k, dtype, style, seed), granularity),
         "rms_norm": lambda: (x, gain, 1e-5),
         "rms_norm_quantize": lambda: (x, gain, 1e-5),
         "glu": lambda: (x, up, act),
