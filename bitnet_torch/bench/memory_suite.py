@@ -18,6 +18,7 @@ from bitnet_torch.bench.row import Quantity, Reached, Row, Subject
 from bitnet_torch.errors import CheckpointError
 from bitnet_torch.generate import load
 from bitnet_torch.io.layout import WEIGHTS_FILE
+from bitnet_torch.io.loading import read_config
 from bitnet_torch.models import CausalLM
 from bitnet_torch.nn import PackedBitLinear
 
@@ -52,6 +53,8 @@ def memory_rows(
         CheckpointError: The folder is no checkpoint, or the child could not run it.
     """
     path = Path(folder)
+    # What is wrong with the folder is said by this process, not through the child's last line.
+    read_config(path)
     peaks = _peaks(path, environment.threads, new_tokens)
     model = load(path).model
     layers = [m for m in model.modules() if isinstance(m, PackedBitLinear)]

@@ -30,6 +30,8 @@ CONFIDENCE = 0.999
 LEAST_PAIRS = 12
 # Below this a difference is nobody's business: code alignment alone makes as much.
 SMALLEST = 0.02
+# Programs whose interval lies inside of this are called the same.
+ALIKE = 0.10
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,17 @@ class PairedRatio:
 
     @property
     def verdict(self) -> str:
-        """``"faster"`` or ``"slower"``, said of the candidate, or ``"same"`` if neither is sure."""
+        """What can be said of the candidate, with the confidence of the interval.
+
+        ``"faster"`` or ``"slower"``; ``"same"`` if a difference of ``ALIKE`` is ruled out;
+        otherwise ``"unsure"``: the noise was too much for so few pairs.
+        """
         if self.low > 1.0 and self.ratio >= 1.0 + SMALLEST:
             return "faster"
         if self.high < 1.0 and self.ratio <= 1.0 / (1.0 + SMALLEST):
             return "slower"
-        return "same"
+        alike = self.low >= 1.0 / (1.0 + ALIKE) and self.high <= 1.0 + ALIKE
+        return "same" if alike else "unsure"
 
     def __str__(self) -> str:
         span = f"{self.confidence * 100:g} % sure of {self.low:.3f} to {self.high:.3f}"
