@@ -38,7 +38,7 @@ OPS = {
     "bit_linear": (F_BFLOAT16,),
     "ternary_linear": (INT_MM,),
 }
-_UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def float_bound(p: Problem, dtype: torch.dtype) -> tuple[Tensor, str]:
     rounded to a dtype of unit roundoff u, and a float32 sum of K terms is off by at most
     K * 2^-24 times the sum of their magnitudes.
     """
-    u = max(_UNIT_ROUNDOFF[dtype], _UNIT_ROUNDOFF[p.x.dtype])
+    u = max(UNIT_ROUNDOFF[dtype], UNIT_ROUNDOFF[p.x.dtype])
     magnitude = (p.x.float().abs() @ p.t.float().abs().T) * p.w_scale
     quantum = p.x_scale[:, None] / 2 * p.w_scale * p.t.float().abs().sum(1)
     rounding = (5 * u + p.shape.k * 2.0**-24) * magnitude

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from bitnet_torch import ops
-from bitnet_torch.bench import linear_cases, plain_cases
+from bitnet_torch.bench import linear_cases, plain_cases, row_cases
 from bitnet_torch.bench.buffers import COLD
 from bitnet_torch.bench.cases import MakeCase
 from bitnet_torch.bench.linear_cases import Shape
@@ -49,7 +49,7 @@ class OpsPlan:
 
 def covered_ops() -> set[str]:
     """Return the names of the ops that have cases."""
-    return {*linear_cases.OPS, *plain_cases.OPS}
+    return {*linear_cases.OPS, *plain_cases.OPS, *row_cases.RECIPES}
 
 
 def uncovered_ops() -> list[str]:
@@ -60,12 +60,17 @@ def uncovered_ops() -> list[str]:
 def cases(plan: OpsPlan) -> Iterator[MakeCase]:
     """Yield the cases of a plan, layer by layer."""
     backend = ops.serving_backend("cpu")
+    # Several layers have the same inputs; what is done with these has one case.
+    widths: set[tuple[int, int]] = set()
     for n, k in plan.layers:
         for m in plan.tokens:
             shape = Shape(m, n, k)
-            args = (shape, plan.dtype, plan.temperature, backend)
-            yield from _wanted(plan, linear_cases.linear_cases(*args))
-            yield from _wanted(plan, plain_cases.activation_cases(*args))
+            linear = linear_cases.linear_cases(shape, plan.dtype, plan.temperature, backend)
+            yield from _wanted(plan, linear)
+            if (m, k) not in widths:
+                widths.add((m, k))
+                yield from _wanted(plan, plain_cases.activation_cases(shape, plan.dtype, backend))
+                yield from _wanted(plan, row_cases.row_cases(shape, plan.dtype, backend))
         yield from _wanted(
             plan, plain_cases.weight_cases(Shape(0, n, k), plan.temperature, backend)
         )

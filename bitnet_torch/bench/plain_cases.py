@@ -22,40 +22,46 @@ from bitnet_torch.bench.verify import Call, Check, same_bits
 from bitnet_torch.errors import BitNetError
 
 EAGER = "PyTorch, eager"
-OPS = ("quantize_activation", "quantize_weight", "pack_codes", "unpack_codes")
+OPS = (
+    "quantize_activation",
+    "quantize_weight",
+    "quantize_pack_weight",
+    "pack_codes",
+    "unpack_codes",
+)
 
 
 def activation_cases(
-    shape: Shape, dtype: torch.dtype, temperature: str, backend: str
+    shape: Shape, dtype: torch.dtype, backend: str
 ) -> Iterator[tuple[str, MakeCase]]:
-    """Yield the cases whose size is tokens x inputs."""
-    make = functools.partial(_quantize_activation, shape, dtype, temperature, backend)
+    """Yield the cases whose size is tokens x inputs; the op before has just written these."""
+    make = functools.partial(_quantize_activation, shape, dtype, backend)
     yield "quantize_activation", make
 
 
 def weight_cases(shape: Shape, temperature: str, backend: str) -> Iterator[tuple[str, MakeCase]]:
     """Yield the cases whose size is outputs x inputs; a layer's tokens mean nothing to them."""
-    for make in (_quantize_weight, _pack_codes, _unpack_codes):
+    for make in (_quantize_weight, _quantize_pack_weight, _pack_codes, _unpack_codes):
         name = make.__name__.removeprefix("_")
         yield name, functools.partial(make, shape, temperature, backend)
 
 
-def _quantize_activation(shape: Shape, dtype: torch.dtype, temperature: str, backend: str) -> Case:
+def _quantize_activation(shape: Shape, dtype: torch.dtype, backend: str) -> Case:
     x = _normal(shape.m, shape.k).to(dtype)
     with ops.use_backend("reference"):
         want = ops.quantize_activation(x)
-    pool = copies(x, temperature)
-    ours: list[Call] = [functools.partial(ops.quantize_activation, b) for b in pool]
-    theirs: list[Call] = [functools.partial(_eager_activation, b) for b in pool]
+    ours: list[Call] = [functools.partial(ops.quantize_activation, x)]
+    theirs: list[Call] = [functools.partial(eager_activation, x)]
     return Case(
-        _subject("quantize_activation", backend, shape, dtype, len(pool)),
+        _subject("quantize_activation", backend, shape, dtype, len(ours)),
         Contender(backend, ours, same_bits("quantize_activation", ours, want)),
         Contender(EAGER, theirs, same_bits(EAGER, theirs, want)),
         nbytes=x.nbytes + want[0].nbytes + want[1].nbytes,
     )
 
 
-def _eager_activation(x: Tensor) -> tuple[Tensor, Tensor]:
+def eager_activation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the codes and the scale of each row, as transformers computes them."""
     x = x.float()
     amax = x.abs().amax(-1, keepdim=True).clamp_(min=1e-5)
     codes = (x * (127 / amax)).round().clamp_(-128, 127).to(torch.int8)
@@ -97,6 +103,30 @@ def _few_differ(calls: list[Call], codes: Tensor) -> Check:
         return "codes, but for 1e-4 on the threshold"
 
     return check
+
+
+def _quantize_pack_weight(shape: Shape, temperature: str, backend: str) -> Case:
+    w = _normal(shape.n, shape.k)
+    with ops.use_backend("reference"):
+        want = ops.quantize_pack_weight(w)
+    pool = copies(w, temperature)
+    ours: list[Call] = [functools.partial(ops.quantize_pack_weight, b) for b in pool]
+    theirs: list[Call] = [functools.partial(_eager_pack_weight, b) for b in pool]
+    codes: list[Call] = [functools.partial(_unpacked, call) for call in theirs]
+    return Case(
+        _subject("quantize_pack_weight", backend, shape, torch.float32, len(pool)),
+        Contender(backend, ours, same_bits("quantize_pack_weight", ours, want)),
+        Contender(EAGER, theirs, _few_differ(codes, _eager_unpack(want[0]))),
+        nbytes=w.nbytes + want[0].nbytes,
+    )
+
+
+def _eager_pack_weight(w: Tensor) -> Tensor:
+    return _eager_pack(_eager_weight(w))
+
+
+def _unpacked(call: Call) -> Tensor:
+    return _eager_unpack(call())
 
 
 def _pack_codes(shape: Shape, temperature: str, backend: str) -> Case:
