@@ -17,9 +17,15 @@ def load() -> None:
     # Here and not at the top: importing a launcher loads the library.
     from bitnet_torch.cpu import (  # noqa: F401
         bit_linear,
+        glu,
+        glu_norm_quantize,
         pack_codes,
         panel8,
         quantize_activation,
+        quantize_pack_weight,
         quantize_weight,
+        rms_norm,
+        rms_norm_quantize,
+        rope,
         ternary_linear,
     )

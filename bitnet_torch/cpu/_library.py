@@ -22,12 +22,16 @@ from bitnet_torch.errors import (
 
 POINTER = ctypes.c_void_p
 SIZE = ctypes.c_int64
+SIZES = ctypes.POINTER(ctypes.c_int64)
+FLOAT = ctypes.c_float
 INT = ctypes.c_int
 # The numbers of common.hpp.
 DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# The numbers of isa.hpp.
+ACTIVATION_CODE = {"relu2": 0, "silu": 1}
 OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_VALUE = 0, 1, 2, 3
 # Must equal bitnet_cpu_abi() in isa.cpp; both change with any argument list.
-ABI = 1
+ABI = 2
 
 _HERE = Path(__file__).parent
 _FILE = "_kernels" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")

@@ -55,6 +55,41 @@ struct LoadF16 {
     static constexpr DType dtype = kFloat16;
 };
 
+// Eight values rounded to a dtype, in the upper half of each lane for bfloat16: the integer steps of number.hpp.
+BITNET_INLINE V bfloat16_bits(__m256 v) {
+    const V bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const V sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const V nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(sum, _mm256_set1_epi32(static_cast<int>(kQuietNaNBits)), nan);
+}
+BITNET_INLINE __m128i float16_bits(__m256 v) {
+    return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+template <DType dtype>
+BITNET_INLINE __m256 rounded(__m256 v) {
+    if constexpr (dtype == kBFloat16)
+        return _mm256_castsi256_ps(_mm256_and_si256(bfloat16_bits(v), _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+    else if constexpr (dtype == kFloat16)
+        return _mm256_cvtph_ps(float16_bits(v));
+    else
+        return v;
+}
+template <DType dtype>
+BITNET_INLINE void store_eight(void* base, int64_t i, __m256 v) {
+    if constexpr (dtype == kFloat32) {
+        _mm256_storeu_ps(static_cast<float*>(base) + i, v);
+    } else {
+        __m128i half;
+        if constexpr (dtype == kBFloat16) {
+            const V high = _mm256_srli_epi32(bfloat16_bits(v), 16);
+            half = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+        } else {
+            half = float16_bits(v);
+        }
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(static_cast<uint16_t*>(base) + i), half);
+    }
+}
+
 BITNET_INLINE V abs_bits(__m256 v) {
     return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(static_cast<int>(kAbsMask)));
 }

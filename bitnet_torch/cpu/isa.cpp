@@ -62,11 +62,13 @@ struct Row {
 const Row kTable[] = {
     {always,
      {"scalar", scalar::quantize_row, scalar::row_sum, scalar::weight_max, scalar::weight_sum,
-      scalar::weight_codes, scalar::ternary_panels}},
+      scalar::weight_codes, scalar::ternary_panels, scalar::widen_row, scalar::narrow_row, scalar::norm_row, scalar::glu_row,
+      scalar::rope_row}},
 #if defined(BITNET_AVX2)
     {has_avx2,
      {"avx2", avx2::quantize_row, avx2::row_sum, avx2::weight_max, avx2::weight_sum, avx2::weight_codes,
-      avx2::ternary_panels}},
+      avx2::ternary_panels, avx2::widen_row, avx2::narrow_row, avx2::norm_row, avx2::glu_row,
+      avx2::rope_row}},
 #endif
 };
 constexpr int kRows = static_cast<int>(sizeof kTable / sizeof kTable[0]);
@@ -112,4 +114,4 @@ BITNET_EXPORT int bitnet_cpu_isa_force(const char* name) {
 }
 
 // Python refuses a library that was built from other sources: the argument lists would not match.
-BITNET_EXPORT int bitnet_cpu_abi() { return 1; }
+BITNET_EXPORT int bitnet_cpu_abi() { return 2; }

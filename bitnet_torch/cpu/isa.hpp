@@ -24,6 +24,9 @@ struct TernaryJob {
     int64_t tokens, N, K_padded;
 };
 
+enum Activation : int { kRelu2 = 0, kSilu = 1 };
+inline bool valid_activation(int code) { return code == kRelu2 || code == kSilu; }
+
 struct Kernels {
     const char* name;
     // One token: writes K codes, zeros up to K_padded, the scale and the sum of the codes.
@@ -35,6 +38,14 @@ struct Kernels {
     int64_t (*weight_sum)(const void* w, DType dtype, int64_t count, float power);  // of rne(|w| * power)
     void (*weight_codes)(const void* w, DType dtype, int64_t count, float half_scale, int8_t* t);
     void (*ternary_panels)(const TernaryJob& job, int64_t first, int64_t last);  // all tokens, panels [first, last)
+    void (*widen_row)(const void* x, DType dtype, int64_t count, float* y);
+    void (*narrow_row)(const float* x, int64_t count, DType dtype, void* y);
+    // RMSNorm of one row; y is float32 but holds values of the dtype `rounded`, and may be x.
+    void (*norm_row)(const void* x, DType dtype, const float* weight, int64_t K, float eps, DType rounded, float* y);
+    // act(g) * u; h is float32 but holds values of `dtype`.
+    void (*glu_row)(const void* g, const void* u, DType dtype, int64_t count, Activation activation, float* h);
+    // Turns the pairs (j, j + half) of one head.
+    void (*rope_row)(const void* x, DType dtype, const float* cos, const float* sin, int64_t half, void* y);
 };
 
 const Kernels& kernels();  // the chosen row: the last supported one, or the forced one
@@ -45,7 +56,12 @@ const Kernels& kernels();  // the chosen row: the last supported one, or the for
     uint32_t weight_max(const void*, DType, int64_t);                                                 \
     int64_t weight_sum(const void*, DType, int64_t, float);                                           \
     void weight_codes(const void*, DType, int64_t, float, int8_t*);                                   \
-    void ternary_panels(const TernaryJob&, int64_t, int64_t);
+    void ternary_panels(const TernaryJob&, int64_t, int64_t);                                         \
+    void widen_row(const void*, DType, int64_t, float*);                                              \
+    void narrow_row(const float*, int64_t, DType, void*);                                             \
+    void norm_row(const void*, DType, const float*, int64_t, float, DType, float*);                   \
+    void glu_row(const void*, const void*, DType, int64_t, Activation, float*);                       \
+    void rope_row(const void*, DType, const float*, const float*, int64_t, void*);
 
 namespace scalar {
 BITNET_DECLARE_KERNELS

@@ -12,10 +12,9 @@ from typing import Any
 
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.ops._checks import MAX_K
+from bitnet_torch.ops.glu import ACTIVATIONS
+from bitnet_torch.ops.rms_norm import MIN_EPS
 
-ACTIVATIONS = ("relu2", "silu")
-# The fixed-point RMSNorm keeps its error below eps only from here on.
-MIN_EPS = 1e-12
 MAX_THETA = 1e30
 
 

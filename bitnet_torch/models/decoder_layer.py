@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from bitnet_torch.models.attention import attend
 from bitnet_torch.models.cache import KVCache
 from bitnet_torch.models.config import ModelConfig
-from bitnet_torch.models.glu import gated
 from bitnet_torch.models.linear import LinearClass
 from bitnet_torch.models.norm import RMSNorm
-from bitnet_torch.models.rotary import rotate
+from bitnet_torch.ops.glu import glu
+from bitnet_torch.ops.rope import rope
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, step: StepContext) -> Tensor:
         """Return the attention branch (B, T, hidden) of ``x`` (B, T, hidden)."""
-        queries = rotate(self._heads(self.q_proj(x)), step.cos, step.sin)
-        keys = rotate(self._heads(self.k_proj(x)), step.cos, step.sin)
+        queries = rope(self._heads(self.q_proj(x)), step.cos, step.sin)
+        keys = rope(self._heads(self.k_proj(x)), step.cos, step.sin)
         values = self._heads(self.v_proj(x))
         if step.cache is not None:
             keys, values = step.cache.write(self.layer, keys, values)
@@ -108,7 +108,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the feed-forward branch (..., hidden) of ``x`` (..., hidden)."""
-        inner = gated(self.gate_proj(x), self.up_proj(x), self.activation)
+        inner = glu(self.gate_proj(x), self.up_proj(x), self.activation)
         if self.ffn_sub_norm is not None:
             inner = self.ffn_sub_norm(inner)
         out: Tensor = self.down_proj(inner)

@@ -1,8 +1,7 @@
-"""Root-mean-square normalisation, the only norm of these models.
+"""Root-mean-square normalisation, the only norm of these models: its gain, around the op.
 
-``y = weight * dtype(x / sqrt(mean(x^2) + eps))`` over the last dimension, in float32 inside
-and with the result of the division rounded to x's dtype before the weight is applied, as
-the checkpoints were trained.
+The maths are in :mod:`bitnet_torch.ops.rms_norm`: a norm whose bits depend on neither the
+batch nor the machine, in training as in inference.
 """
 
 from __future__ import annotations
@@ -10,12 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise the rows of ``x`` (..., K) by their root mean square, in x's dtype."""
-    exact = x.to(torch.float32)
-    scaled = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
-    return (weight.to(torch.float32) * scaled.to(x.dtype).to(torch.float32)).to(x.dtype)
+from bitnet_torch.ops.rms_norm import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -41,7 +35,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised ``x`` (..., K)."""
-        return rms_norm(x, self.weight, self.eps)
+        y: Tensor = rms_norm(x, self.weight, self.eps)
+        return y
 
     def extra_repr(self) -> str:
         """Show the size and eps in ``print(model)``."""

@@ -1,14 +1,8 @@
-"""Rotary position embedding on half-split pairs.
+"""The rotary tables: cosines and sines of every position, carried by the model as data.
 
-Element j of a head turns together with element j + D/2, at position p by the angle
-``p * theta^(-2j/D)``::
-
-    y[j]       = x[j]       * cos - x[j + D/2] * sin
-    y[j + D/2] = x[j + D/2] * cos + x[j]       * sin
-
-in float32, every product rounded on its own, the result rounded once to x's dtype. The
-tables are made in float64 on the CPU, where every machine gets the same bits, and rounded
-to float32.
+At position p, element j of a head turns together with element j + D/2 by the angle
+``p * theta^(-2j/D)`` (:mod:`bitnet_torch.ops.rope`). The tables are made in float64 on the
+CPU, where every machine gets the same bits, and rounded to float32.
 """
 
 from __future__ import annotations
@@ -26,12 +20,6 @@ def rotary_tables(head_dim: int, theta: float, length: int) -> tuple[Tensor, Ten
     position = torch.arange(length, dtype=torch.float64, device="cpu")
     angle = position[:, None] * frequency
     return angle.cos().to(torch.float32), angle.sin().to(torch.float32)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the heads ``x`` (B, H, T, D) by tables that broadcast against (B, H, T, D/2)."""
-    x1, x2 = x.to(torch.float32).chunk(2, -1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1).to(x.dtype)
 
 
 class RotaryTables(nn.Module):

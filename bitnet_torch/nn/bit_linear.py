@@ -27,9 +27,10 @@ from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.nn._autocast import autocast_input, without_autocast
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
 from bitnet_torch.ops._checks import check_features, check_k
-from bitnet_torch.ops.pack_codes import pack_codes, unpack_codes
+from bitnet_torch.ops.pack_codes import unpack_codes
 from bitnet_torch.ops.quantize_activation import quantize_activation
-from bitnet_torch.ops.quantize_weight import GRANULARITIES, quantize_weight
+from bitnet_torch.ops.quantize_pack_weight import quantize_pack_weight
+from bitnet_torch.ops.quantize_weight import GRANULARITIES
 from bitnet_torch.ops.ternary_linear import ternary_linear
 
 
@@ -89,9 +90,9 @@ class BitLinear(nn.Linear):
     @torch.no_grad()
     def packed(self) -> PackedBitLinear:
         """Return the inference form: 2-bit codes, the scale, and a copy of the bias."""
-        t, w_scale = quantize_weight(self.weight, self.granularity)
+        packed, w_scale = quantize_pack_weight(self.weight, self.granularity)
         bias = None if self.bias is None else self.bias.detach().clone()
-        layer = PackedBitLinear(pack_codes(t), w_scale, self.out_features, bias)
+        layer = PackedBitLinear(packed, w_scale, self.out_features, bias)
         return layer.train(self.training)
 
     def extra_repr(self) -> str:
@@ -108,8 +109,7 @@ class _StraightThrough(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, granularity: str
     ) -> Tensor:
         x_q, x_scale = quantize_activation(x)
-        t, w_scale = quantize_weight(weight, granularity)
-        packed = pack_codes(t)
+        packed, w_scale = quantize_pack_weight(weight, granularity)
         ctx.save_for_backward(x_q, x_scale, packed, w_scale)
         ctx.x_dtype, ctx.weight_dtype = x.dtype, weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype

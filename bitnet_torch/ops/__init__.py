@@ -8,9 +8,15 @@ from bitnet_torch.ops._registry import (
 )
 from bitnet_torch.ops.backends import load_backends
 from bitnet_torch.ops.bit_linear import bit_linear, bit_linear_prepacked
+from bitnet_torch.ops.glu import glu
+from bitnet_torch.ops.glu_norm_quantize import glu_norm_quantize
 from bitnet_torch.ops.pack_codes import pack_codes, unpack_codes
 from bitnet_torch.ops.quantize_activation import quantize_activation
+from bitnet_torch.ops.quantize_pack_weight import quantize_pack_weight
 from bitnet_torch.ops.quantize_weight import quantize_weight
+from bitnet_torch.ops.rms_norm import rms_norm
+from bitnet_torch.ops.rms_norm_quantize import rms_norm_quantize
+from bitnet_torch.ops.rope import rope
 from bitnet_torch.ops.ternary_linear import ternary_linear
 
 __all__ = [
@@ -18,10 +24,16 @@ __all__ = [
     "available_backends",
     "bit_linear",
     "bit_linear_prepacked",
+    "glu",
+    "glu_norm_quantize",
     "load_backends",
     "pack_codes",
     "quantize_activation",
+    "quantize_pack_weight",
     "quantize_weight",
+    "rms_norm",
+    "rms_norm_quantize",
+    "rope",
     "serving_backend",
     "ternary_linear",
     "unpack_codes",

@@ -3,7 +3,10 @@
 An op is declared with a schema, a check, a fake and a reference. The reference is
 registered for every device, so an op is complete the moment it is declared. A backend
 then replaces the reference on its own device type with :func:`implement`. Dispatch is
-PyTorch's: nothing here runs per call except the check.
+PyTorch's: nothing here runs per call except the check and a look at the forced backend.
+
+An op has a gradient or refuses one by name. There is no third way: unregistered, autograd
+would differentiate the reference's own arithmetic.
 """
 
 from __future__ import annotations
@@ -34,6 +37,19 @@ _OPS: dict[str, Op[Any, Any]] = {}
 _forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
 
 
+@dataclass(frozen=True)
+class Gradient:
+    """How to differentiate an op, in PyTorch's own terms.
+
+    Attributes:
+        setup: ``(ctx, inputs, output)``; saves what ``backward`` needs.
+        backward: ``(ctx, *grads)``; returns one gradient, or None, for each input.
+    """
+
+    setup: Callable[[Any, tuple[Any, ...], Any], None]
+    backward: Callable[..., Any]
+
+
 @dataclass(eq=False)
 class Op(Generic[P, T]):
     """A declared operator and the backends that implement it.
@@ -42,6 +58,7 @@ class Op(Generic[P, T]):
         name: Operator name inside the ``bitnet_torch`` namespace.
         check: Raises if the arguments break the op's contract. Never touches data.
         overload: What PyTorch dispatches on.
+        gradient: How to differentiate it; None if it refuses.
         impls: Backend name to implementation. ``"reference"`` is always present.
         owner: Device type to the backend that serves it.
     """
@@ -49,6 +66,7 @@ class Op(Generic[P, T]):
     name: str
     check: Callable[..., None]
     overload: Callable[..., Any]
+    gradient: Gradient | None
     impls: dict[str, Callable[..., Any]] = field(default_factory=dict)
     owner: dict[str, str] = field(default_factory=dict)
 
@@ -76,7 +94,11 @@ class Op(Generic[P, T]):
 
 
 def declare(
-    schema: str, *, check: Callable[..., None], fake: Callable[..., Any]
+    schema: str,
+    *,
+    check: Callable[..., None],
+    fake: Callable[..., Any],
+    gradient: Gradient | None = None,
 ) -> Callable[[Callable[P, T]], Op[P, T]]:
     """Declare an op; the decorated function is its reference implementation.
 
@@ -84,19 +106,24 @@ def declare(
         schema: PyTorch schema string without the namespace.
         check: Same arguments as the op; raises if they break the contract.
         fake: Same arguments; returns empty outputs of the right shape and dtype.
+        gradient: How to differentiate the op; None makes ``backward`` refuse by name.
     """
     name = schema.partition("(")[0]
     qualified = f"{NAMESPACE}::{name}"
 
     def decorator(reference: Callable[P, T]) -> Op[P, T]:
         _LIB.define(schema)
-        op: Op[P, T] = Op(name, check, getattr(getattr(torch.ops, NAMESPACE), name).default)
+        overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+        op: Op[P, T] = Op(name, check, overload, gradient)
         torch.library.register_fake(qualified, _checked(op, fake), lib=_LIB)
         op.impls["reference"] = _checked(op, reference)
         _LIB.impl(name, op.served_by(reference), "CompositeExplicitAutograd")
         # Unregistered, autograd would differentiate the reference's own arithmetic: a gradient
         # through the scales only, wrong, and announced by nothing louder than a warning.
-        torch.library.register_autograd(qualified, _refuse_gradient(name), lib=_LIB)
+        chosen = _refusal(name) if gradient is None else gradient
+        torch.library.register_autograd(
+            qualified, chosen.backward, setup_context=chosen.setup, lib=_LIB
+        )
         _OPS[name] = op
         functools.update_wrapper(op, reference)
         return op
@@ -105,12 +132,20 @@ def declare(
 
 
 def implement(
-    op: Op[P, T], *, backend: str, device: str
+    op: Op[P, T], *, backend: str, device: str, also_accepts: tuple[str, ...] = ()
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Register the decorated function as ``op`` on ``device``, present or not."""
+    """Register the decorated function as ``op`` on ``device``, present or not.
+
+    Args:
+        op: A declared operator.
+        backend: What :func:`use_backend` takes.
+        device: The device type whose tensors PyTorch's dispatch sends here.
+        also_accepts: Device types that dispatch does not send here, and that a forced backend
+            takes all the same: an interpreter of GPU kernels works on CPU tensors.
+    """
 
     def decorator(kernel: Callable[P, T]) -> Callable[P, T]:
-        op.impls[backend] = _on_device(device, _checked(op, kernel))
+        op.impls[backend] = _on_device((device, *also_accepts), _checked(op, kernel))
         _LIB.impl(op.name, op.served_by(kernel), _DISPATCH_KEY[device])
         op.owner[device] = backend
         logger.debug("%s: %s serves %s", op.name, backend, device)
@@ -166,13 +201,16 @@ def all_ops() -> dict[str, Op[Any, Any]]:
     return dict(_OPS)
 
 
-def _refuse_gradient(name: str) -> Callable[..., Any]:
+def _refusal(name: str) -> Gradient:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
     def backward(ctx: Any, *grads: Any) -> Any:
         raise NotDifferentiableError(
             f"{name} works on integer codes and has no gradient; train with BitLinear", op=name
         )
 
-    return backward
+    return Gradient(setup, backward)
 
 
 def _checked(op: Op[P, T], fn: Callable[..., T]) -> Callable[..., T]:
@@ -186,16 +224,17 @@ def _checked(op: Op[P, T], fn: Callable[..., T]) -> Callable[..., T]:
     return call
 
 
-def _on_device(device: str, fn: Callable[..., T]) -> Callable[..., T]:
+def _on_device(devices: tuple[str, ...], fn: Callable[..., T]) -> Callable[..., T]:
     """Guard a backend that was forced on tensors of a device it cannot read."""
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> T:
         for value in (*args, *kwargs.values()):
-            if isinstance(value, torch.Tensor) and value.device.type != device:
+            if isinstance(value, torch.Tensor) and value.device.type not in devices:
                 raise DeviceError(
-                    f"this backend runs on {device} tensors, got one on {value.device}",
-                    wanted=device,
+                    f"this backend runs on {' or '.join(devices)} tensors, got one on "
+                    f"{value.device}",
+                    wanted=devices,
                     got=str(value.device),
                 )
         return fn(*args, **kwargs)

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from bitnet_torch.errors import ConfigurationError, QuantizationError, ShapeError
 from bitnet_torch.ops._checks import FLOATS, check_dtype
+from bitnet_torch.ops._exact import frexp_exponent, pow2
 from bitnet_torch.ops._registry import declare
 
 MIN_SCALE = 1e-5
@@ -44,7 +45,8 @@ MAX_NUMEL = 1 << 33
 GRANULARITIES = ("matrix", "row")
 
 
-def _check(w: Tensor, granularity: str = "matrix") -> None:
+def check_weight(w: Tensor, granularity: str = "matrix") -> None:
+    """Raise unless ``w`` is a float matrix (N, K) that has a scale of this granularity."""
     check_dtype("w", w, *FLOATS)
     if w.dim() != 2:
         raise ShapeError(f"w must be (N, K), got {tuple(w.shape)}")
@@ -67,7 +69,7 @@ def _fake(w: Tensor, granularity: str = "matrix") -> tuple[Tensor, Tensor]:
 
 @declare(
     'quantize_weight(Tensor w, str granularity="matrix") -> (Tensor, Tensor)',
-    check=_check,
+    check=check_weight,
     fake=_fake,
 )
 def quantize_weight(w: Tensor, granularity: str = "matrix") -> tuple[Tensor, Tensor]:
@@ -87,11 +89,10 @@ def _mean_magnitude(w: Tensor, magnitude: Tensor) -> Tensor:
     peak = magnitude.amax(-1)
     raise_if_not_finite(w, peak)
     a = peak.clamp_min(MIN_SCALE)
-    # frexp by the exponent field: a >= 1e-5 is a normal number, and every device has integers.
-    p = 30 - ((a.view(torch.int32) >> 23) - 126)
-    total = (magnitude * _pow2(p)[:, None]).round().to(torch.int64).sum(-1)
+    p = 30 - frexp_exponent(a)
+    total = (magnitude * pow2(p)[:, None]).round().to(torch.int64).sum(-1)
     numel = torch.full_like(a, magnitude.shape[1])
-    mean = total.to(torch.float32) / numel * _pow2(-p)
+    mean = total.to(torch.float32) / numel * pow2(-p)
     return torch.where(peak < MIN_SCALE, torch.full_like(a, MIN_SCALE), mean.clamp_min(MIN_SCALE))
 
 
@@ -111,8 +112,3 @@ def raise_if_not_finite(w: Tensor, peak: Tensor) -> None:
         index=(row, column),
         value=value,
     )
-
-
-def _pow2(exponent: Tensor) -> Tensor:
-    """Return 2^exponent exactly; ``torch.pow`` and ``ldexp`` may be an ulp off on some devices."""
-    return ((exponent + 127) << 23).view(torch.float32)

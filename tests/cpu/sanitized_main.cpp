@@ -13,6 +13,7 @@ const char* bitnet_cpu_isa_name(int);
 int bitnet_cpu_isa_force(const char*);
 int bitnet_cpu_quantize_activation(const void*, int, int64_t, int64_t, int8_t*, float*, int);
 int bitnet_cpu_quantize_weight(const void*, int, int64_t, int64_t, int, int8_t*, float*, int);
+int bitnet_cpu_quantize_pack_weight(const void*, int, int64_t, int64_t, int, uint8_t*, float*, int);
 int bitnet_cpu_pack_codes(const int8_t*, int64_t, int64_t, uint8_t*, int);
 int bitnet_cpu_unpack_codes(const uint8_t*, int64_t, int64_t, int8_t*, int);
 int bitnet_cpu_panel8_pack(const uint8_t*, int64_t, int64_t, uint8_t*, int64_t, int);
@@ -21,6 +22,13 @@ int bitnet_cpu_ternary_linear(const int8_t*, const float*, const uint8_t*, int64
                               int, void*, int, int64_t, int64_t, int64_t, int);
 int bitnet_cpu_bit_linear(const void*, int, const uint8_t*, int64_t, const float*, int64_t, const void*, int, void*,
                           int64_t, int64_t, int64_t, int);
+int bitnet_cpu_rms_norm(const void*, int, const void*, int, float, int64_t, int64_t, void*, int);
+int bitnet_cpu_rms_norm_quantize(const void*, int, const void*, int, float, int64_t, int64_t, int8_t*, float*, int);
+int bitnet_cpu_glu(const void*, const void*, int, int, int64_t, void*, int);
+int bitnet_cpu_glu_norm_quantize(const void*, const void*, int, int, const void*, int, float, int64_t, int64_t, int8_t*,
+                                 float*, int);
+int bitnet_cpu_rope(const void*, int, const float*, const float*, int, const int64_t*, const int64_t*, const int64_t*,
+                    int64_t, void*, int);
 }
 
 namespace {
@@ -53,6 +61,8 @@ void run(int64_t M, int64_t N, int64_t K, int dtype, int threads) {
     require(bitnet_cpu_quantize_weight(w.get(), dtype, N, K, 0, t.get(), one_scale.get(), threads), "quantize_weight");
     require(bitnet_cpu_quantize_weight(w.get(), dtype, N, K, 1, t.get(), w_scale.get(), threads), "quantize_weight rows");
     require(bitnet_cpu_pack_codes(t.get(), N, K, packed.get(), threads), "pack_codes");
+    require(bitnet_cpu_quantize_pack_weight(w.get(), dtype, N, K, 1, back.get(), w_scale.get(), threads), "pack_weight");
+    require(std::memcmp(packed.get(), back.get(), static_cast<size_t>(R * K)), "quantised and packed at once");
     require(bitnet_cpu_unpack_codes(packed.get(), N, K, t.get(), threads), "unpack_codes");
     require(bitnet_cpu_panel8_pack(packed.get(), N, K, panels.get(), panels_bytes, threads), "panel8_pack");
     require(bitnet_cpu_panel8_unpack(panels.get(), panels_bytes, N, K, back.get(), threads), "panel8_unpack");
@@ -66,12 +76,44 @@ void run(int64_t M, int64_t N, int64_t K, int dtype, int threads) {
             "bit_linear");
 }
 
+// The ops on rows: the weight in another dtype than x, and heads strided as a projection leaves them.
+void run_rows(int64_t M, int64_t K, int dtype, int threads) {
+    const int64_t size = dtype == 0 ? 4 : 2, half = K / 2;
+    const int gain_dtype = (dtype + 1) % 3;
+    const auto x = numbers(M * K, dtype), u = numbers(M * K, dtype), gain = numbers(K, gain_dtype);
+    const auto table = numbers(half, 0);
+    auto y = buffer<uint8_t>(M * K * size);
+    auto x_q = buffer<int8_t>(M * K);
+    auto x_scale = buffer<float>(M);
+    require(bitnet_cpu_rms_norm(x.get(), dtype, gain.get(), gain_dtype, 1e-5f, M, K, y.get(), threads), "rms_norm");
+    require(bitnet_cpu_rms_norm_quantize(x.get(), dtype, gain.get(), gain_dtype, 1e-5f, M, K, x_q.get(), x_scale.get(),
+                                         threads),
+            "rms_norm_quantize");
+    for (int activation = 0; activation < 2; ++activation) {
+        require(bitnet_cpu_glu(x.get(), u.get(), dtype, activation, M * K, y.get(), threads), "glu");
+        require(bitnet_cpu_glu_norm_quantize(x.get(), u.get(), dtype, activation, gain.get(), gain_dtype, 1e-5f, M, K,
+                                             x_q.get(), x_scale.get(), threads),
+                "glu_norm_quantize");
+        require(bitnet_cpu_glu_norm_quantize(x.get(), u.get(), dtype, activation, nullptr, 0, 1e-5f, M, K, x_q.get(),
+                                             x_scale.get(), threads),
+                "glu_quantize");
+    }
+    const auto* angles = reinterpret_cast<const float*>(table.get());
+    const int64_t sizes[] = {M, 1}, strides[] = {K, 0}, table_strides[] = {0, 0};
+    require(bitnet_cpu_rope(x.get(), dtype, angles, angles, 2, sizes, strides, table_strides, half * 2, y.get(), threads),
+            "rope");
+}
+
 void run_all(int threads) {
     const int64_t Ms[] = {0, 1, 2, 3, 5, 12, 13, 129}, Ns[] = {0, 1, 7, 8, 9, 33, 71}, Ks[] = {0, 1, 15, 16, 17, 255, 300};
     int dtype = 0;
     for (int64_t M : Ms)
         for (int64_t N : Ns)
             for (int64_t K : Ks) run(M, N, K, dtype = (dtype + 1) % 3, threads);
+    for (int64_t M : Ms)
+        for (int64_t K : Ks) run_rows(M, K, dtype = (dtype + 1) % 3, threads);
+    run_rows(150, 2000, 1, threads);
+    run_rows(3, 131072, 2, threads);
     run(3, 1500, 2001, 1, threads);
     run(40, 9, 131072, 0, threads);
 }

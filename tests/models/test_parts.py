@@ -1,36 +1,25 @@
-"""The small functions that the exact ops will replace: norm, rotary, GLU, attention."""
+"""The decoder's parts around the exact ops: the norm's gain, the rotary tables, attention."""
 
 import math
 
-import numpy as np
-import pytest
 import torch
 
 from bitnet_torch.models.attention import attend, visible_keys
-from bitnet_torch.models.glu import gated
-from bitnet_torch.models.norm import rms_norm
-from bitnet_torch.models.rotary import RotaryTables, rotary_tables, rotate
+from bitnet_torch.models.decoder_layer import StepContext
+from bitnet_torch.models.norm import RMSNorm
+from bitnet_torch.models.rotary import RotaryTables, rotary_tables
+from bitnet_torch.nn import BitLinear
+from bitnet_torch.ops import glu, rms_norm, rope
 from tests.bits import same_bits
-
-FLOATS = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.mark.parametrize("k", [1, 7, 64, 513])
-def test_the_norm_is_within_its_rounding_of_float64(k):
-    x, weight, eps = torch.randn(5, k), torch.randn(k), 1e-5
-    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + eps).sqrt()
-    got = rms_norm(x, weight, eps)
-    # K additions of squares, then four more roundings, the square root halving its input's error.
-    bound = (k + 8) * 2.0**-24
-    assert bool(((got - weight * exact).abs() <= bound * (weight * exact).abs()).all())
+from tests.models.tiny import tiny_model
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_the_norm_rounds_before_the_weight_and_returns_the_dtype_of_x(dtype):
-    x, weight = torch.randn(3, 32).to(dtype), torch.randn(32)
-    plain = rms_norm(x, torch.ones(32), 1e-5)
-    assert plain.dtype == dtype
-    assert same_bits(rms_norm(x, weight, 1e-5), (weight * plain.float()).to(dtype))
+def test_the_norm_of_a_model_is_the_op_with_its_gain_and_eps():
+    norm = RMSNorm(32, eps=1e-3, dtype=torch.bfloat16)
+    norm.weight.data.normal_()
+    x = torch.randn(2, 3, 32)
+    assert same_bits(norm(x), rms_norm(x, norm.weight, 1e-3))
+    assert not same_bits(norm(x), rms_norm(x, norm.weight, 1e-5))
 
 
 def test_the_tables_are_the_float64_angles_rounded_once():
@@ -42,17 +31,6 @@ def test_the_tables_are_the_float64_angles_rounded_once():
             assert abs(cos[p, j].item() - math.cos(angle)) <= 2.0**-24
             assert abs(sin[p, j].item() - math.sin(angle)) <= 2.0**-24
     assert cos.dtype == sin.dtype == torch.float32
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_rotation_turns_half_split_pairs_with_every_product_rounded(dtype):
-    x = torch.randn(2, 3, 5, 8).to(dtype)
-    cos, sin = (table[:5][None, None] for table in rotary_tables(8, 100.0, 5))
-    v, c, s = x.float().numpy(), cos.numpy(), sin.numpy()
-    first = v[..., :4] * c - v[..., 4:] * s
-    second = v[..., 4:] * c + v[..., :4] * s
-    expected = torch.from_numpy(np.concatenate((first, second), -1)).to(dtype)
-    assert same_bits(rotate(x, cos, sin), expected)
 
 
 def test_tables_stay_float32_whatever_happens_to_the_module():
@@ -67,23 +45,24 @@ def test_tables_stay_float32_whatever_happens_to_the_module():
     assert tables.state_dict() == {}
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_relu2_rounds_after_every_product_and_a_dead_neuron_is_plus_zero(dtype):
-    gate = torch.tensor([2.3, 1e-3, 0.0, -0.0, -1.0, -1.0, float("-inf")], dtype=dtype)
-    up = torch.tensor([1.7, -3.0, -5.0, 5.0, -1.0, float("nan"), float("inf")], dtype=dtype)
-    square = (gate.float() * gate.float()).to(dtype)
-    alive = (square.float() * up.float()).to(dtype)[:2]
-    assert same_bits(gated(gate, up, "relu2"), torch.cat((alive, torch.zeros(5, dtype=dtype))))
+def test_a_layer_is_its_parts_in_the_order_of_its_docstring():
+    model = tiny_model(BitLinear)
+    layer, x = model.model.layers[0], torch.randn(2, 7, 48)
+    cos, sin = model.model.rotary(torch.arange(7)[None])
+    attention, mlp = layer.self_attn, layer.mlp
+    h = rms_norm(x, layer.input_layernorm.weight, 1e-5)
+    heads = [p(h).view(2, 7, -1, 16).transpose(1, 2) for p in projections(attention)]
+    q, k = (rope(heads[i], cos, sin) for i in (0, 1))
+    mixed = attend(q, k, heads[2], None).transpose(1, 2).flatten(2)
+    x1 = x + attention.o_proj(rms_norm(mixed, attention.attn_sub_norm.weight, 1e-5))
+    h = rms_norm(x1, layer.post_attention_layernorm.weight, 1e-5)
+    inner = glu(mlp.gate_proj(h), mlp.up_proj(h), "relu2")
+    want = x1 + mlp.down_proj(rms_norm(inner, mlp.ffn_sub_norm.weight, 1e-5))
+    assert same_bits(layer(x, StepContext(cos, sin, None, None)), want)
 
 
-def test_a_gate_that_is_nan_stays_nan():
-    assert bool(gated(torch.tensor([float("nan")]), torch.ones(1), "relu2").isnan().all())
-
-
-def test_silu_is_the_gate_times_its_sigmoid_times_up():
-    gate, up = torch.randn(100, dtype=torch.float64), torch.randn(100, dtype=torch.float64)
-    expected = gate / (1 + (-gate).exp()) * up
-    assert bool(((gated(gate, up, "silu") - expected).abs() <= 8 * 2.0**-53 * expected.abs()).all())
+def projections(attention):
+    return attention.q_proj, attention.k_proj, attention.v_proj
 
 
 def test_visible_keys_are_real_and_not_later_and_always_include_oneself():

@@ -8,6 +8,7 @@ from torch import nn
 from bitnet_torch.errors import DTypeError, GenerationError, ShapeError
 from bitnet_torch.models import CausalLM
 from bitnet_torch.nn import BitLinear, PackedBitLinear, convert, pack
+from bitnet_torch.ops import use_backend
 from tests.bits import same_bits
 from tests.models.tiny import rounding_bound, tiny_config, tiny_model
 
@@ -91,6 +92,21 @@ def test_training_and_packed_logits_have_the_same_bits():
     assert same_bits(model(ids), before)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert same_bits(twin(ids), before)
+
+
+@pytest.mark.parametrize("activation", ["relu2", "silu"])
+def test_a_training_step_has_the_same_bits_on_the_reference(activation):
+    ids = torch.randint(96, (2, 17))
+
+    def step(backend):
+        model = tiny_model(BitLinear, hidden_act=activation)
+        with use_backend(backend):
+            logits = model(ids)
+            logits.logsumexp(-1).sum().backward()
+        return [logits, *(parameter.grad for parameter in model.parameters())]
+
+    pairs = zip(step("cpu"), step("reference"), strict=True)
+    assert all(same_bits(got, want) for got, want in pairs)
 
 
 def test_converting_a_float_model_ternarises_all_but_the_head():

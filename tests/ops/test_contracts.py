@@ -22,12 +22,24 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
     packed = ops.pack_codes(t)
     granularity = ("matrix", "row")[seed % 2]
     scale = torch.rand((n,) if granularity == "row" else (), generator=generator(seed)) + 1e-3
+    gain = activations((k,), dtype, "normal", seed + 1)
+    up = activations((*lead, k), dtype, style, seed + 2)
+    act = ("relu2", "silu")[seed // 2 % 2]
+    head = x[..., : k // 2 * 2]
+    # One table for all leading dimensions but the last, as for positions.
+    angles = torch.rand((*lead[-1:], k // 2), generator=generator(seed)) * 100
     bias = None if seed % 3 else torch.randn(n, generator=generator(seed)).to(dtype)
     layout = preferred_layout("cpu")
     x_q, x_scale = ops.quantize_activation(x)
     return {
         "quantize_activation": lambda: (x,),
         "quantize_weight": lambda: (weights(n, k, dtype, style, seed), granularity),
+        "quantize_pack_weight": lambda: (weights(n, k, dtype, style, seed), granularity),
+        "rms_norm": lambda: (x, gain, 1e-5),
+        "rms_norm_quantize": lambda: (x, gain, 1e-5),
+        "glu": lambda: (x, up, act),
+        "glu_norm_quantize": lambda: (x, up, gain if seed % 3 else None, 1e-5, act),
+        "rope": lambda: (head, angles.cos(), angles.sin()),
         "pack_codes": lambda: (t,),
         "unpack_codes": lambda: (packed, n),
         "ternary_linear": lambda: (x_q, x_scale, packed, scale, n, dtype, bias),
@@ -103,13 +115,51 @@ def is_float(value):
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("pack_codes", "unpack_codes")])
+def differentiable(name):
+    return ops.all_ops()[name].gradient is not None
+
+
+def has_floats(name):
+    return any(is_float(a) for a in make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not differentiable(n) and has_floats(n)])
 def test_backward_is_refused_by_name_not_wrong(name):
     arguments = make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6)
     arguments = [a.requires_grad_() if is_float(a) else a for a in arguments]
     result = outputs(ops.all_ops()[name](*arguments))[-1]
     with pytest.raises(NotDifferentiableError, match=f"{name} works on integer codes"):
         result.sum().backward()
+
+
+def gradients(op, arguments):
+    """Return the gradient of every float argument that is not a table, and of the output's sum."""
+    arguments = [a.clone().requires_grad_() if is_trained(a) else a for a in arguments]
+    trained = [a for a in arguments if is_trained(a)]
+    y = op(*arguments)
+    weight = torch.linspace(-1, 2, y.numel()).reshape(y.shape).to(y.dtype)
+    return torch.autograd.grad(y, trained, weight)
+
+
+def is_trained(value):
+    # Tables (of rope) are data: they are float32 whatever the dtype of the rest.
+    return is_float(value) and value.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if differentiable(n)])
+def test_a_gradient_depends_on_neither_the_backend_nor_the_compiler(name):
+    op = ops.all_ops()[name]
+    arguments = make_arguments(name, torch.bfloat16, (5,), 64, 8, "normal", 6)
+    want = gradients(op, arguments)
+    assert all(g.dtype == torch.bfloat16 and bool(g.isfinite().all()) for g in want)
+    for backend in ("reference", "cpu"):
+        with ops.use_backend(backend):
+            assert all_same_bits(gradients(op, arguments), want)
+    # "eager" and "aot_eager" run the formula as it is written; what inductor makes of it is
+    # bounded in each op's own tests.
+    for backend in ("eager", "aot_eager"):
+        compiled = torch.compile(op.__call__, fullgraph=True, backend=backend)
+        assert all_same_bits(gradients(compiled, arguments), want)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -34,9 +34,33 @@ def test_forcing_nests():
         assert ops.serving_backend("cpu") == "reference"
 
 
-def test_a_backend_refuses_tensors_that_it_cannot_read():
+def test_a_backend_refuses_tensors_of_another_device():
+    # What a forced backend runs. Through dispatch, a meta tensor would get the shape only.
     with pytest.raises(DeviceError, match=r"runs on cpu tensors.*meta"):
         ops.quantize_activation.impls["cpu"](torch.empty(2, 2, device="meta"))
+
+
+def test_a_tensor_without_data_gets_its_shape_whatever_backend_is_forced():
+    for backend in ("reference", "cpu"):
+        with ops.use_backend(backend):
+            x_q, x_scale = ops.quantize_activation(torch.empty(2, 3, device="meta"))
+        assert x_q.is_meta
+        assert (x_q.shape, x_scale.shape) == ((2, 3), (2,))
+
+
+def test_a_forced_backend_is_the_one_that_runs(monkeypatch):
+    ran = []
+    for name, implementation in ops.quantize_activation.impls.items():
+
+        def spy(*args, name=name, implementation=implementation):
+            ran.append(name)
+            return implementation(*args)
+
+        monkeypatch.setitem(ops.quantize_activation.impls, name, spy)
+    for name in ("reference", "cpu"):
+        with ops.use_backend(name):
+            ops.quantize_activation(torch.ones(2, 4))
+    assert ran == ["reference", "cpu"]
 
 
 def test_a_forced_backend_is_the_choice_of_its_own_thread():

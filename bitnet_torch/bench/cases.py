@@ -1,0 +1,85 @@
+"""A case: one op on one shape, with its contenders and the work that it cannot avoid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitnet_torch.bench.environment import Environment
+from bitnet_torch.bench.limits import Limits
+from bitnet_torch.bench.row import Quantity, Reached, Row, Subject
+from bitnet_torch.bench.timing import Contender, Effort, Measured, Spread, measure
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to measure.
+
+    Attributes:
+        subject: Name, shape and form of it.
+        candidate: Ours.
+        baseline: The strongest other way to compute it, or None.
+        nbytes: Bytes that a call must read and write.
+        macs: Multiply-accumulates of a call.
+    """
+
+    subject: Subject
+    candidate: Contender
+    baseline: Contender | None
+    nbytes: int
+    macs: int = 0
+
+
+# Cases hold gigabytes of buffers: they are made one at a time, when their turn comes.
+MakeCase = Callable[[], Case]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all rows of one run share.
+
+    Attributes:
+        environment: Machine, software and moment.
+        limits: Measured at its beginning; None on a machine that the harness cannot measure.
+        effort: How long each case is measured.
+    """
+
+    environment: Environment
+    limits: Limits | None
+    effort: Effort
+
+    def row(self, case: Case) -> Row:
+        """Verify and time one case.
+
+        Raises:
+            BitNetError: A result is wrong; nothing was timed.
+        """
+        found = measure(case.candidate, case.baseline, self.effort)
+        return Row(
+            subject=case.subject,
+            value=_microseconds(found.seconds),
+            verified=found.verified,
+            environment=self.environment,
+            nbytes=case.nbytes,
+            macs=case.macs,
+            baseline=None
+            if found.baseline_seconds is None
+            else _microseconds(found.baseline_seconds),
+            baseline_verified=found.baseline_verified,
+            ratio=found.ratio,
+            reached=self._reached(case, found),
+            limits=self.limits,
+        )
+
+    def _reached(self, case: Case, found: Measured) -> Reached | None:
+        if self.limits is None:
+            return None
+        bound = self.limits.bound(case.nbytes, case.macs, case.subject.buffers == "cold")
+        if bound is None:
+            return None
+        return Reached(bound.what, bound.seconds * 1e6, bound.seconds / found.seconds.median)
+
+
+def _microseconds(spread: Spread) -> Quantity:
+    scaled = (spread.median * 1e6, spread.p20 * 1e6, spread.p80 * 1e6)
+    return Quantity("us", *scaled, spread.samples)

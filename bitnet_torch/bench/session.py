@@ -1,0 +1,58 @@
+"""One run of the harness: the environment, the limits, the rows, and where they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from bitnet_torch.bench.cases import MakeCase, Run
+from bitnet_torch.bench.environment import describe_environment, file_stem
+from bitnet_torch.bench.limits import ATTEMPTS, measure_limits
+from bitnet_torch.bench.picture import draw_rows
+from bitnet_torch.bench.row import Row
+from bitnet_torch.bench.rows_file import append_rows
+from bitnet_torch.bench.timing import Effort
+
+
+def begin(effort: Effort, attempts: int = ATTEMPTS) -> Run:
+    """Describe this machine and measure its limits, with the current number of threads."""
+    environment = describe_environment()
+    limits = None
+    # Without the kernel library there is nothing to measure the limits with.
+    if environment.backend == "cpu":
+        limits = measure_limits(environment.threads, environment.device, attempts)
+    return Run(environment, limits, effort)
+
+
+def run_cases(run: Run, makers: Iterable[MakeCase], show: Callable[[Row], None]) -> list[Row]:
+    """Measure case after case.
+
+    Args:
+        run: From :func:`begin`.
+        makers: Each makes one case, whose buffers are given up before the next is made.
+        show: Called with each row as it comes.
+
+    Raises:
+        BitNetError: A result is wrong; what was measured before is lost, because a program
+            that computes wrong results has no speed.
+    """
+    rows = []
+    for make in makers:
+        rows.append(run.row(make()))
+        show(rows[-1])
+    return rows
+
+
+def keep(rows: Sequence[Row], folder: Path) -> tuple[Path, Path]:
+    """Append rows to ``<machine>.jsonl`` and draw them; return both files.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        OSError: The folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = file_stem(rows[0].environment)
+    lines, picture = folder / f"{stem}.jsonl", folder / f"{stem}-{rows[0].subject.suite}.png"
+    append_rows(lines, rows)
+    draw_rows(rows, picture)
+    return lines, picture

@@ -1,0 +1,172 @@
+"""What the commands of ``bitnet bench`` do."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitnet_torch.cli.output import write, write_json
+from bitnet_torch.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from bitnet_torch.bench.cases import MakeCase
+    from bitnet_torch.bench.row import Row
+
+# Flag of make-checkpoint -> the setting of ModelConfig that it changes.
+SIZES = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "intermediate": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv-heads": "num_key_value_heads",
+    "vocab": "vocab_size",
+    "context": "max_position_embeddings",
+}
+
+
+def run_ops(args: argparse.Namespace) -> int:
+    """Time the ops."""
+    import torch
+
+    from bitnet_torch.bench import ops_suite
+
+    unknown = sorted(set(args.only) - ops_suite.covered_ops())
+    if unknown:
+        known = ", ".join(sorted(ops_suite.covered_ops()))
+        raise ConfigurationError(f"--only {unknown[0]!r} has no case; known are {known}")
+    few = args.quick
+    plan = ops_suite.OpsPlan(
+        layers=args.layer or (ops_suite.QUICK_LAYERS if few else ops_suite.LAYERS),
+        tokens=args.tokens or (ops_suite.QUICK_TOKENS if few else ops_suite.TOKENS),
+        dtype=getattr(torch, args.dtype),
+        temperature=args.buffers,
+        only=args.only,
+    )
+    if min(plan.tokens) < 1:
+        raise ConfigurationError(f"--tokens must be at least 1, got {min(plan.tokens)}")
+    status = _measure(args, ops_suite.cases(plan), quick=few)
+    if missing := ops_suite.uncovered_ops():
+        sys.stderr.write(f"without a case, not measured: {', '.join(missing)}\n")
+    return status
+
+
+def run_model(args: argparse.Namespace) -> int:
+    """Time a checkpoint."""
+    import torch
+
+    from bitnet_torch.bench.model_suite import model_cases
+
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    return _measure(args, model_cases(args.model, args.prompt, dtype))
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Time a training step."""
+    from bitnet_torch.bench.train_suite import TrainPlan, train_case
+
+    plan = TrainPlan(args.hidden, args.layers, args.batch, args.context)
+    return _measure(args, [lambda: train_case(plan)])
+
+
+def run_memory(args: argparse.Namespace) -> int:
+    """Count the bytes of a checkpoint."""
+    from bitnet_torch.bench.environment import describe_environment
+    from bitnet_torch.bench.memory_suite import memory_rows
+    from bitnet_torch.bench.table import render_header, render_table
+
+    _prepare(args)
+    with _threads(args):
+        rows = memory_rows(args.model, describe_environment())
+    if not args.json:
+        write(render_header(rows[0]) + render_table(rows))
+    return _finish(args, rows)
+
+
+def _measure(args: argparse.Namespace, makers: Iterable[MakeCase], quick: bool = False) -> int:
+    """Run a suite of timings, with its table growing on stdout."""
+    from bitnet_torch.bench import session
+    from bitnet_torch.bench.table import render_header, render_table
+    from bitnet_torch.bench.timing import QUICK, Effort
+
+    _prepare(args)
+    effort = QUICK if quick else Effort()
+    if args.seconds is not None:
+        effort = replace(effort, seconds=args.seconds)
+    with _threads(args):
+        run = session.begin(effort)
+        rows = session.run_cases(run, makers, _progress)
+    if not args.json:
+        write(render_header(rows[0]) + render_table(rows))
+    return _finish(args, rows)
+
+
+def _progress(row: Row) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(
+            f"\r\x1b[K{row.subject.op} {row.subject.m}x{row.subject.n}x{row.subject.k}"
+        )
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from bitnet_torch.bench.picture import require_matplotlib
+
+    if not args.no_save:
+        require_matplotlib()
+
+
+def _threads(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    import torch
+
+    from bitnet_torch.train.settings import threads
+
+    count = torch.get_num_threads() if args.threads is None else args.threads
+    if count < 1:
+        raise ConfigurationError(f"--threads must be at least 1, got {count}")
+    return threads(count)
+
+
+def _finish(args: argparse.Namespace, rows: list[Row]) -> int:
+    from bitnet_torch.bench import session
+
+    kept: tuple[Path, ...] = () if args.no_save else session.keep(rows, Path(args.out))
+    if args.json:
+        write_json({"rows": [asdict(row) for row in rows], "files": [str(f) for f in kept]})
+    else:
+        write("".join(f"wrote {file}\n" for file in kept))
+    return 0
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Compare two files; 1 if something became slower."""
+    from bitnet_torch.bench.compare import compare_rows, render_report
+    from bitnet_torch.bench.rows_file import read_rows
+
+    report = compare_rows(read_rows(args.before), read_rows(args.after), args.threshold)
+    if args.json:
+        write_json({**asdict(report), "slower": len(report.slower)})
+    else:
+        write(render_report(report))
+    return 1 if report.slower else 0
+
+
+def run_make_checkpoint(args: argparse.Namespace) -> int:
+    """Write a random checkpoint."""
+    from bitnet_torch.bench.random_checkpoint import PRESETS, make_checkpoint
+    from bitnet_torch.io.layout import WEIGHTS_FILE
+
+    given = {field: getattr(args, flag.replace("-", "_")) for flag, field in SIZES.items()}
+    sizes: dict[str, Any] = {field: n for field, n in given.items() if n is not None}
+    # The head's width is derived anew from whatever sizes were given.
+    config = replace(PRESETS[args.preset], **sizes, head_dim=0)
+    folder = make_checkpoint(args.out, config, args.seed)
+    size = (folder / WEIGHTS_FILE).stat().st_size
+    if args.json:
+        write_json({"folder": str(folder), "bytes": size, "model": config.to_dict()})
+    else:
+        write(f"{folder}: {config.num_hidden_layers} layers, {size:,} bytes\n")
+    return 0

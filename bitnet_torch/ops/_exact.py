@@ -1,0 +1,30 @@
+"""Float32 steps that PyTorch does not promise to the bit, made exact for the references."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pow2(exponent: Tensor) -> Tensor:
+    """Return 2^exponent for int32 in [-126, 127]; ``torch.ldexp`` may be an ulp off on a device."""
+    return ((exponent + 127) << 23).view(torch.float32)
+
+
+def frexp_exponent(x: Tensor) -> Tensor:
+    """Return e of ``x = f * 2^e``, 0.5 <= f < 1, as int32, for x >= 0; -126 if x is subnormal.
+
+    By the exponent field, because every device has integers.
+    """
+    return (x.view(torch.int32) >> 23) - 126
+
+
+def sqrt_rn(x: Tensor) -> Tensor:
+    """Return the correctly rounded root of a small tensor.
+
+    PyTorch's float32 root is an ulp off on the CPU for some values; a root in float64 has more
+    than twice the bits, so that rounding it again changes nothing.
+    """
+    if x.device.type == "mps":  # which has no float64
+        return x.cpu().to(torch.float64).sqrt().to(torch.float32).to(x.device)
+    return x.to(torch.float64).sqrt().to(torch.float32)

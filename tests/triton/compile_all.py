@@ -1,0 +1,137 @@
+"""Compile every kernel of the package for one target, ahead of time, and print what came out.
+
+A script: ``python compile_all.py sm_90`` prints one JSON object a kernel. No GPU is needed,
+and TRITON_INTERPRET must not be set.
+"""
+
+import importlib
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import bitnet_torch_triton
+from bitnet_torch_triton import (
+    pack_codes,
+    quantize_activation,
+    quantize_weight,
+    ternary_linear,
+)
+
+FLOATS = ("bf16", "fp16", "fp32")
+
+
+def blocks(config, *names):
+    return {f"BLOCK_{name}": getattr(config, f"block_{name.lower()}") for name in names}
+
+
+def flat(config):
+    return {"BLOCK": config.block_k}
+
+
+def rows():
+    """Yield (kernel name, signature, constants, configuration), {f} being x's dtype."""
+    q, w, p, n = quantize_activation.CONFIG, quantize_weight.CONFIG, pack_codes.CONFIG, None
+    yield "_quantize_activation_kernel", "*{f} *i8 *fp32 i32", flat(q), q
+    yield "_weight_peak_kernel", "*{f} *i32 i64", flat(w), w
+    yield "_weight_sum_kernel", "*{f} *i32 *i64 i64", flat(w), w
+    yield "_ternarise_kernel", "*{f} *i32 *i64 *i8 *fp32 i32", flat(w), w
+    yield "_pack_codes_kernel", "*i8 *u8 *i32 i64 i32", flat(p), p
+    yield "_unpack_codes_kernel", "*u8 *i8 *i32 i64 i32", flat(p), p
+    for per_row, bias in ((False, "*{f}"), (True, n)):
+        pointers = f"*i8 *fp32 *u8 *fp32 {bias} *{{f}}"
+        form = {"PER_ROW": per_row}
+        vector = ternary_linear.VECTOR
+        constants = form | blocks(vector, "R", "K")
+        yield "_ternary_vector_kernel", f"{pointers} i32 i32 i32", constants, vector
+        for _, tile in ternary_linear.TILES:
+            constants = form | blocks(tile, "M", "R", "K")
+            yield "_ternary_tile_kernel", f"{pointers} i32 i32 i32 i32", constants, tile
+
+
+def kernels():
+    """Return every kernel of the package by name: what launchers start, not what kernels call."""
+    found = {}
+    for module in pkgutil.iter_modules(bitnet_torch_triton.__path__):
+        loaded = importlib.import_module(f"bitnet_torch_triton.{module.name}")
+        for name, value in vars(loaded).items():
+            if isinstance(value, triton.JITFunction) and name.endswith("_kernel"):
+                found[name] = value
+    return found
+
+
+def target_of(name):
+    if name.startswith("sm_"):
+        return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
+    return GPUTarget("hip", name, 64)
+
+
+def compile_kernel(kernel, signature, constants, config, target, round_sizes):
+    """Compile one kernel; ``round_sizes`` promises sizes that are multiples of 16, as Triton
+    does for itself when it is called with such."""
+    names = [name for name in kernel.arg_names if name not in constants]
+    types = dict(zip(names, signature.split(), strict=True))
+    absent = {name: None for name, kind in types.items() if kind == "None"}
+    constants = constants | absent
+    full = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if full[name].startswith("*") or (round_sizes and full[name].startswith("i"))
+    }
+    source = ASTSource(fn=kernel, signature=full, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=target, options=config.options())
+
+
+def spilled_bytes(compiled):
+    """Return the bytes of stack that one thread needs, which a kernel without spills does not."""
+    if "amdgcn" in compiled.asm:
+        sizes = re.findall(r"\.private_segment_fixed_size:\s+(\d+)", compiled.asm["amdgcn"])
+        return sum(map(int, sizes))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        command = [tool, "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return sum(map(int, re.findall(r"(?:STACK|LOCAL):(\d+)", text)))
+
+
+def report(name, f, compiled):
+    text = compiled.asm["amdgcn" if "amdgcn" in compiled.asm else "ptx"]
+    return {
+        "kernel": name,
+        "float": f,
+        "spilled": spilled_bytes(compiled),
+        "matrix": bool(re.search(r"mma|mfma", text)),
+        # PTX: the division that is right to the last bit, and no other.
+        "approximate": bool(re.search(r"div\.(full|approx)|rcp\.approx|\.ftz", text)),
+        "fused": bool(re.search(r"fma\.rn", text)),
+    }
+
+
+def main(target_name, floats):
+    target, found, done = target_of(target_name), kernels(), set()
+    for name, signature, constants, config in rows():
+        done.add(name)
+        for f in floats if "{f}" in signature else ("",):
+            typed = signature.format(f=f)
+            for round_sizes in (False, True):
+                compiled = compile_kernel(
+                    found[name], typed, constants, config, target, round_sizes
+                )
+                print(json.dumps(report(name, f, compiled)), flush=True)
+    if missing := set(found) - done:
+        raise SystemExit(f"no row compiles {', '.join(sorted(missing))}; add one to rows()")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main(sys.argv[1], sys.argv[2:] or FLOATS)

@@ -1,0 +1,34 @@
+"""The kernel tests of this folder, run in Triton's interpreter: no GPU is needed.
+
+In a process of their own: Triton reads the variable when a kernel is defined, and the other
+tests see the package as a user without a GPU does.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("file", ["test_number.py", "test_kernels.py"])
+def test_kernel_tests_pass_in_the_interpreter(file, tmp_path):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)}
+    # What the outer run was told (a report file, workers) is not for the inner one.
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
+        environment.pop(name, None)
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"\d+ passed in", result.stdout)
+    assert "skipped" not in result.stdout

@@ -1,0 +1,171 @@
+"""Every Triton kernel against its reference, to the bit, and what it refuses."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitnet_torch import ops
+from bitnet_torch.errors import DeviceError, QuantizationError
+from bitnet_torch.ops.layouts import EXCHANGE, preferred_layout
+from tests.bits import same_bits
+from tests.cases import DTYPES, SHAPES, STYLES, codes, leading, seeds, styles
+from tests.ops.test_contracts import make_arguments
+from tests.triton.device import DEVICE, RUNS_KERNELS, on_device, outputs_on_cpu
+
+pytestmark = RUNS_KERNELS
+
+NAMES = sorted(ops.all_ops())
+
+
+def arguments_of(name, *case):
+    arguments = make_arguments(name, *case)
+    if name == "bit_linear_prepacked":
+        x, buffer, layout, scale, n, bias = arguments
+        packed = ops.layouts.layout_named(layout).unpack(buffer, n, x.shape[-1])
+        arguments = (x, packed, EXCHANGE.name, scale, n, bias)
+    return arguments
+
+
+def run(name, *arguments):
+    """Run the kernel on its device; return the outputs on the CPU."""
+    kernel = ops.all_ops()[name].impls["triton"]
+    return outputs_on_cpu(kernel(*map(on_device, arguments)))
+
+
+def agrees(name, *arguments):
+    """Return whether the kernel has the reference's bits for these arguments."""
+    want = outputs_on_cpu(ops.all_ops()[name].impls["reference"](*arguments))
+    got = run(name, *arguments)
+    return all(same_bits(g, w) for g, w in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_kernel_has_the_references_bits_on_every_shape(name, dtype):
+    agreed = []
+    for i, (m, k, n) in enumerate(SHAPES):
+        # Every style meets every dtype, half of the cases a scale per row, a third a bias.
+        case = 3 * i + DTYPES.index(dtype)
+        style = STYLES[case % len(STYLES)]
+        if agrees(name, *arguments_of(name, dtype, (m,), k, n, style, case)):
+            agreed.append((m, k, n))
+    assert agreed == SHAPES
+    assert len(agreed) >= 14
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25, deadline=None)
+@given(lead=leading, k=st.integers(0, 40), n=st.integers(0, 20), style=styles, seed=seeds)
+def test_kernel_has_the_references_bits(name, lead, k, n, style, seed):
+    dtype = DTYPES[seed % 3]
+    assert agrees(name, *arguments_of(name, dtype, lead, k, n, style, seed))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_strided_inputs_are_read_right(name):
+    from tests.ops.test_contracts import spread
+
+    arguments = arguments_of(name, torch.bfloat16, (2, 3), 50, 10, "normal", 3)
+    strided = [spread(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+    assert agrees(name, *strided)
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_the_largest_sums_are_exact(m):
+    # One sign throughout: acc is -2^24, the largest that float32 must hold.
+    k = 131072
+    x_q = torch.full((m, k), -128, dtype=torch.int8)
+    t = torch.ones(5, k, dtype=torch.int8)
+    t[1], t[2, ::2] = -1, -1
+    t[3, k // 2 :] = 0
+    x_scale, w_scale = torch.ones(m), torch.ones(())
+    arguments = (x_q, x_scale, ops.pack_codes(t), w_scale, 5, torch.float32)
+    (y,) = run("ternary_linear", *arguments)
+    assert y.tolist() == [[-(2.0**24), 2.0**24, 0.0, -(2.0**23), -(2.0**24)]] * m
+    assert agrees("ternary_linear", *arguments)
+
+
+@pytest.mark.parametrize("scale", [1e15, 1e-30, 2.0**-149, 3.4e38, float("nan")])
+@pytest.mark.parametrize("m", [1, 3])
+def test_extreme_scales_keep_the_references_bits(m, scale):
+    x_q = torch.randint(-128, 128, (m, 33), dtype=torch.int8)
+    x_q[0] = 0
+    packed = ops.pack_codes(codes(9, 33, 1))
+    bias = torch.randn(9)
+    for dtype in DTYPES:
+        arguments = (x_q, torch.full((m,), scale), packed, torch.tensor(0.75), 9, dtype)
+        assert agrees("ternary_linear", *arguments)
+        assert agrees("ternary_linear", *arguments, bias)
+
+
+def test_a_row_that_cannot_be_quantised_is_nan_and_its_neighbours_are_not():
+    x = torch.randn(4, 3000)
+    x[0, 2999], x[1, 5], x[2, 0] = float("nan"), -float("inf"), 2.0**126
+    x_q, x_scale = run("quantize_activation", x)
+    assert x_scale.isnan().tolist() == [True, True, False, False]
+    assert not x_q[:2].any()
+    assert agrees("quantize_activation", x)
+
+
+@pytest.mark.parametrize("value", [1.0, 1e-5, 9e-6, 1e-38, 2.0**-149, 3e38, 0.3])
+def test_constant_weights_have_the_references_scale(value):
+    # 4099 programs' worth of one value: sums past 2^31, peaks at the ends of the range.
+    w = torch.full((3, 4099), value)
+    for granularity in ("matrix", "row"):
+        assert agrees("quantize_weight", w, granularity)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("granularity", ["matrix", "row"])
+def test_a_weight_that_is_not_finite_is_named(value, granularity):
+    w = torch.randn(5, 9)
+    w[3, 7] = value
+    with pytest.raises(QuantizationError, match=r"weight \[3, 7\] is (nan|inf|-inf)"):
+        run("quantize_weight", w, granularity)
+
+
+def test_a_code_that_is_not_ternary_is_named():
+    t = codes(9, 5, 1)
+    t[8, 4] = 2
+    with pytest.raises(QuantizationError, match=r"t\[8, 4\] is 2; codes must be"):
+        run("pack_codes", t)
+
+
+@pytest.mark.parametrize("name", ["unpack_codes", "ternary_linear", "bit_linear"])
+def test_a_corrupt_byte_is_named_by_every_op_that_takes_the_exchange_layout(name):
+    packed = ops.pack_codes(codes(9, 5, 1))
+    packed[2, 3] |= 0b11_00_00_00
+    x_q, x_scale = ops.quantize_activation(torch.randn(2, 5))
+    arguments = {
+        "unpack_codes": (packed, 9),
+        "ternary_linear": (x_q, x_scale, packed, torch.tensor(1.0), 9, torch.float32),
+        "bit_linear": (torch.randn(2, 5), packed, torch.tensor(1.0), 9),
+    }[name]
+    with pytest.raises(QuantizationError, match=r"packed\[2, 3\] is 0b11\d+, which holds code 3"):
+        run(name, *arguments)
+
+
+def test_codes_in_another_backends_layout_are_read_too():
+    arguments = make_arguments("bit_linear_prepacked", torch.float32, (3,), 40, 9, "normal", 1)
+    assert arguments[2] == preferred_layout("cpu").name
+    assert agrees("bit_linear_prepacked", *arguments)
+
+
+def test_a_tensor_of_a_third_device_is_refused():
+    with pytest.raises(DeviceError, match=r"runs on cuda.* tensors, got one on meta"):
+        ops.quantize_activation.impls["triton"](torch.empty(2, 2, device="meta"))
+
+
+def test_default_dispatch_on_the_cpu_stays_with_the_cpu_backend():
+    assert all(op.owner["cpu"] == "cpu" for op in ops.all_ops().values())
+    assert ops.serving_backend("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_kernels_serve_cuda_tensors(name):
+    assert ops.all_ops()[name].owner["cuda"] == "triton"
+    if DEVICE == "cuda":
+        arguments = arguments_of(name, torch.float16, (3,), 40, 9, "normal", 1)
+        result = outputs_on_cpu(ops.all_ops()[name](*map(on_device, arguments)))
+        assert all(same_bits(a, b) for a, b in zip(result, run(name, *arguments), strict=True))

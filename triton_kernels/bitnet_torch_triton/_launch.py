@@ -1,0 +1,57 @@
+"""Start a kernel: on the right device, with its configuration, and with no fused multiply-add."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """How much of the problem one program owns, and how it is run.
+
+    Attributes:
+        block_k: Columns of a step, or elements where a kernel sees a flat buffer.
+        block_m: Tokens.
+        block_r: Rows of packed bytes, each of which holds four output rows.
+        num_warps: Warps of a program.
+        num_stages: Steps whose loads are in flight at once.
+    """
+
+    block_k: int
+    block_m: int = 1
+    block_r: int = 1
+    num_warps: int = 4
+    num_stages: int = 2
+
+    def options(self) -> dict[str, Any]:
+        """Return what the compiler is told besides the blocks."""
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            # One rounding where the contract has two changes bits.
+            "enable_fp_fusion": False,
+        }
+
+
+def launch(
+    kernel: Any, programs: int, config: KernelConfig, *arguments: Any, **constants: Any
+) -> None:
+    """Run ``programs`` programs of ``kernel`` on the device of the first argument.
+
+    Args:
+        kernel: A ``@triton.jit`` function.
+        programs: Size of its one-dimensional grid; 0 runs nothing.
+        config: Its launch configuration.
+        arguments: Its run-time arguments, the first of them a tensor.
+        constants: Its compile-time arguments by name.
+    """
+    if not programs:
+        return
+    first: Tensor = arguments[0]
+    # Triton starts a kernel on the current device, whatever the tensors'.
+    with torch.cuda.device_of(first):
+        kernel[(programs,)](*arguments, **constants, **config.options())
