@@ -29,7 +29,11 @@ def test_continuous_integration_runs_the_two_commands_of_readme():
     assert [line for line in script if line in SETUP] == SETUP
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", "examples/README.md"]
+PAGES += sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_relative_link_leads_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     links = [t for t in re.findall(r"\]\(([^)#]+)", text) if "://" not in t]

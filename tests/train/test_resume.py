@@ -12,20 +12,21 @@ import pytest
 import safetensors.torch
 import torch
 
+from bitnet_torch.cli.main import main
 from bitnet_torch.errors import CheckpointError, ConfigurationError
 from bitnet_torch.train import train, trainer
 from bitnet_torch.train.checkpoint import list_checkpoints
 from tests.bits import same_bits
-from tests.train.plays import tiny_config
+from tests.diagnostics.logging_state import restored_logging
+from tests.train.plays import tiny_config, tiny_values
 
 ROOT = Path(__file__).parents[2]
 # The tiny run has 24 steps, a checkpoint every 4, and turns ternary at 12. The child kills
-# itself at a chosen line, which no timer could hit.
+# itself at a chosen line, which no timer could hit; otherwise it is `bitnet`, with its arguments.
 CHILD = """
 import os, signal, sys
-from pathlib import Path
+from bitnet_torch.cli.main import main
 from bitnet_torch.train import checkpoint, metrics, trainer
-from tests.train.plays import tiny_config
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -44,7 +45,7 @@ def half_a_line(log, row):
     log._file.flush()
     die()
 
-moment, root, out = sys.argv[1:]
+moment = sys.argv.pop(1)
 if moment == "before the first checkpoint":
     at_call(trainer, "_step", 3)
 elif moment == "in the middle of a row of metrics":
@@ -57,7 +58,7 @@ elif moment == "in the middle of a ternary step":
     at_call(trainer.torch.nn.utils, "clip_grad_norm_", 15)
 elif moment == "before the export":
     at_call(trainer, "export", 1)
-trainer.train(tiny_config(Path(root), Path(out)))
+sys.exit(main())
 """
 MOMENTS = [
     "before the first checkpoint",
@@ -79,6 +80,16 @@ def uninterrupted(plays, tmp_path_factory):
     out = tmp_path_factory.mktemp("uninterrupted")
     train(tiny_config(plays, out))
     return out
+
+
+def write_toml(path, plays, out):
+    """Write the tiny run as the file that a user would."""
+    lines = []
+    for section, values in tiny_values(plays, out).items():
+        # What JSON and TOML write for numbers, strings and lists is the same.
+        lines += [f"[{section}]", *(f"{key} = {json.dumps(v)}" for key, v in values.items())]
+    path.write_text("\n".join(lines))
+    return path
 
 
 def final_state(out):
@@ -118,19 +129,22 @@ def assert_same_run(out, uninterrupted):
 def test_a_run_killed_at_any_moment_continues_to_the_same_bits(
     moment, plays, uninterrupted, tmp_path
 ):
+    out = tmp_path / "out"
+    command = ["train", "--config", str(write_toml(tmp_path / "run.toml", plays, out))]
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, moment, str(plays), str(tmp_path)],
+        [sys.executable, "-c", CHILD, moment, *command],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
-    assert not (tmp_path / "result.json").exists()
-    train(tiny_config(plays, tmp_path), resume=True)
-    assert_same_run(tmp_path, uninterrupted)
+    assert not (out / "result.json").exists()
+    with restored_logging():
+        assert main([*command, "--resume"]) == 0
+    assert_same_run(out, uninterrupted)
     names = [
-        sorted(p.name for p in (run / "checkpoints").iterdir()) for run in (tmp_path, uninterrupted)
+        sorted(p.name for p in (run / "checkpoints").iterdir()) for run in (out, uninterrupted)
     ]
     assert names[0] == names[1]
 
