@@ -52,7 +52,7 @@ PRESETS: dict[str, ModelConfig] = {
         tie_word_embeddings=True,
     ),
 }
-_PIECE = 1 << 22
+_PIECE = 1 << 20
 _EMBEDDING_STD = 0.02
 # Of 200 equally likely numbers: 62 zeros, 69 and 69 of either sign.
 _DRAWS, _ZEROS, _SIGNED = 200, 62, 69

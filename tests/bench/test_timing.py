@@ -137,7 +137,7 @@ def test_an_effort_that_can_show_nothing_is_refused(settings):
 def test_real_work_that_is_a_tenth_more_is_seen_and_equal_work_is_not(threads):
     # The clock of this thread: what other programs do on the machine costs it nothing.
     threads(1)
-    x = torch.randn(1 << 14)
+    x = torch.randn(1 << 10)
     effort = Effort(pairs=200, least_pairs=200, seconds=0.0, sample_seconds=1e-4)
 
     def work(times):

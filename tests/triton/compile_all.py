@@ -19,9 +19,12 @@ from triton.compiler import ASTSource
 
 import bitnet_torch_triton
 from bitnet_torch_triton import (
+    glu,
     pack_codes,
-    quantize_activation,
+    quantize_pack_weight,
     quantize_weight,
+    rms_norm,
+    rope,
     ternary_linear,
 )
 
@@ -38,14 +41,42 @@ def flat(config):
 
 def rows():
     """Yield (kernel name, signature, constants, configuration), {f} being x's dtype."""
-    q, w, p, n = quantize_activation.CONFIG, quantize_weight.CONFIG, pack_codes.CONFIG, None
-    yield "_quantize_activation_kernel", "*{f} *i8 *fp32 i32", flat(q), q
+    yield from weight_rows()
+    yield from product_rows()
+    for activation in ("relu2", "silu"):
+        constants = {"ACTIVATION": activation} | flat(glu.CONFIG)
+        yield "_glu_kernel", "*{f} *{f} *{f} i32", constants, glu.CONFIG
+    for config in (rms_norm.SINGLE, *(config for _, config in rms_norm.CONFIGS)):
+        block = blocks(config, "M", "K")
+        yield "_rms_norm_kernel", "*{f} *{f} *{f} i32 i32 fp32", block, config
+        for u, weight, activation in (
+            ("None", "None", None),
+            ("None", "*{f}", None),
+            ("*{f}", "*{f}", "relu2"),
+            ("*{f}", "None", "silu"),
+        ):
+            signature = f"*{{f}} {u} {weight} *i8 *fp32 i32 i32 fp32"
+            yield "_quantize_rows_kernel", signature, {"ACTIVATION": activation} | block, config
+    sizes = "i32 i32 i32 i32"
+    signature = f"*{{f}} *fp32 *fp32 *{{f}} {sizes}"
+    yield "_rope_kernel", signature, blocks(rope.CONFIG, "M", "K"), rope.CONFIG
+
+
+def weight_rows():
+    w, p, q = quantize_weight.CONFIG, pack_codes.CONFIG, quantize_pack_weight.CONFIG
     yield "_weight_peak_kernel", "*{f} *i32 i64", flat(w), w
     yield "_weight_sum_kernel", "*{f} *i32 *i64 i64", flat(w), w
-    yield "_ternarise_kernel", "*{f} *i32 *i64 *i8 *fp32 i32", flat(w), w
+    yield "_weight_scale_kernel", "*i32 *i64 *fp32 i32 i64", flat(w), w
+    yield "_ternarise_kernel", "*{f} *fp32 *i8 i64", flat(w), w
     yield "_pack_codes_kernel", "*i8 *u8 *i32 i64 i32", flat(p), p
     yield "_unpack_codes_kernel", "*u8 *i8 *i32 i64 i32", flat(p), p
-    for per_row, bias in ((False, "*{f}"), (True, n)):
+    for per_row in (False, True):
+        constants = {"PER_ROW": per_row} | flat(q)
+        yield "_ternarise_pack_kernel", "*{f} *fp32 *u8 i64 i32 i32", constants, q
+
+
+def product_rows():
+    for per_row, bias in ((False, "*{f}"), (True, "None")):
         pointers = f"*i8 *fp32 *u8 *fp32 {bias} *{{f}}"
         form = {"PER_ROW": per_row}
         vector = ternary_linear.VECTOR
@@ -109,6 +140,7 @@ def report(name, f, compiled):
     return {
         "kernel": name,
         "float": f,
+        "constants": str(compiled.src.constants),
         "spilled": spilled_bytes(compiled),
         "matrix": bool(re.search(r"mma|mfma", text)),
         # PTX: the division that is right to the last bit, and no other.

@@ -39,8 +39,14 @@ def load() -> None:
     # Here and not at the top: importing a launcher imports Triton.
     from bitnet_torch_triton import (  # noqa: F401
         bit_linear,
+        glu,
+        glu_norm_quantize,
         pack_codes,
         quantize_activation,
+        quantize_pack_weight,
         quantize_weight,
+        rms_norm,
+        rms_norm_quantize,
+        rope,
         ternary_linear,
     )

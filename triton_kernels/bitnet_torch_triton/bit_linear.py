@@ -17,7 +17,7 @@ from bitnet_torch.ops._registry import implement
 from bitnet_torch.ops.layouts import EXCHANGE, layout_named, register_layout
 from bitnet_torch.ops.pack_codes import has_corrupt_code, raise_if_corrupt
 from bitnet_torch_triton._interpreter import also_accepted
-from bitnet_torch_triton.quantize_activation import launch_quantize_activation
+from bitnet_torch_triton.quantize_rows import quantize_rows
 from bitnet_torch_triton.ternary_linear import multiply
 
 register_layout(EXCHANGE, device="cuda")
@@ -50,5 +50,5 @@ def _launch_prepacked(
 
 
 def _launch(x: Tensor, packed: Tensor, w_scale: Tensor, N: int, bias: Tensor | None) -> Tensor:
-    x_q, x_scale = launch_quantize_activation(x)
+    x_q, x_scale = quantize_rows(x)
     return multiply(x_q, x_scale, packed, w_scale, N, x.dtype, bias)

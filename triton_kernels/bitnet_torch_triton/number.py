@@ -13,7 +13,8 @@ import triton.language as tl
 # Bits of float32 numbers.
 INFINITY = tl.constexpr(0x7F800000)
 TWO_TO_126 = tl.constexpr(0x7E800000)
-# 1.5 * 2^23 as a number and as bits: adding it rounds |v| < 2^22 to an integer, ties to even.
+TWO_TO_63 = tl.constexpr(0x5F000000)
+# 1.5 * 2^23 as a number and as bits: adding it rounds |v| <= 2^22 to an integer, ties to even.
 MAGIC = tl.constexpr(12582912.0)
 MAGIC_BITS = tl.constexpr(0x4B400000)
 
@@ -62,7 +63,7 @@ def magnitude(x):
 
 @triton.jit
 def nearest(v):
-    """Return float32 ``v``, |v| < 2^22, rounded to an int32, ties to even."""
+    """Return float32 ``v``, |v| <= 2^22, rounded to an int32, ties to even."""
     return (v + MAGIC).to(tl.int32, bitcast=True) - MAGIC_BITS
 
 
@@ -76,7 +77,7 @@ def nearest_unsigned(v):
 
 @triton.jit
 def exponent(bits):
-    """Return e of a normal positive float32 = f * 2^e, 0.5 <= f < 1, given as int32 bits."""
+    """Return e of float32 f * 2^e >= 0, 0.5 <= f < 1, given as bits; -126 if it is subnormal."""
     return (bits >> 23) - 126
 
 

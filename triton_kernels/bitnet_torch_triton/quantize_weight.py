@@ -2,7 +2,8 @@
 
 Three passes over the weights, seen as S scales of C weights each (the matrix: 1 by N*K):
 the peak of each scale, the fixed-point sum of each, the codes. Peaks and sums meet in
-integer atomics, so the order of the programs cannot change them.
+integer atomics, so the order of the programs cannot change them. Between the first two the
+host looks at the peaks once, because a weight that is not finite has to be named.
 """
 
 from __future__ import annotations
@@ -50,23 +51,40 @@ def _weight_sum_kernel(
 
 
 @triton.jit
-def _ternarise_kernel(
-    w_ptr,  # (S, C) float
+def _weight_scale_kernel(
     peak_ptr,  # (S,) int32
     total_ptr,  # (S,) int64
-    t_ptr,  # (S, C) int8
     scale_ptr,  # (S,) float32
+    S,
+    C,
+    BLOCK: tl.constexpr,
+):
+    s = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    peak = tl.load(peak_ptr + s, mask=s < S, other=0)
+    total = tl.load(total_ptr + s, mask=s < S, other=0).to(tl.float32)
+    mean = tl.div_rn(total, tl.cast(C, tl.float32)) * pow2(-_fixed_point(peak))
+    small = peak.to(tl.float32, bitcast=True) < 1e-5
+    tl.store(scale_ptr + s, tl.where(small, 1e-5, tl.maximum(mean, 1e-5)), mask=s < S)
+
+
+@triton.jit
+def _ternarise_kernel(
+    w_ptr,  # (S, C) float
+    scale_ptr,  # (S,) float32
+    t_ptr,  # (S, C) int8
     C,
     BLOCK: tl.constexpr,
 ):
     s, at, inside = _block(C, BLOCK)
-    scale = _mean(tl.load(peak_ptr + s), tl.load(total_ptr + s), C)
-    # Every program of a scale stores the same.
-    tl.store(scale_ptr + s, scale)
     w = widened(tl.load(w_ptr + at, mask=inside, other=0.0))
+    tl.store(t_ptr + at, ternary(w, tl.load(scale_ptr + s)).to(tl.int8), mask=inside)
+
+
+@triton.jit
+def ternary(w, scale):
+    """Return the codes -1, 0, 1 of float32 weights as int32."""
     half = scale * 0.5
-    t = (w > half).to(tl.int8) - (w < -half).to(tl.int8)
-    tl.store(t_ptr + at, t, mask=inside)
+    return (w > half).to(tl.int32) - (w < -half).to(tl.int32)
 
 
 @triton.jit
@@ -85,28 +103,41 @@ def _fixed_point(peak):
     return 30 - exponent(a.to(tl.int32, bitcast=True))
 
 
-@triton.jit
-def _mean(peak, total, C):
-    """Return w_scale from the bits of the peak and the fixed-point sum of C magnitudes."""
-    mean = tl.div_rn(total.to(tl.float32), tl.cast(C, tl.float32)) * pow2(-_fixed_point(peak))
-    return tl.where(peak.to(tl.float32, bitcast=True) < 1e-5, 1e-5, tl.maximum(mean, 1e-5))
-
-
 @implement(op, backend="triton", device="cuda", also_accepts=also_accepted())
 def _launch(w: Tensor, granularity: str = "matrix") -> tuple[Tensor, Tensor]:
     w = w.contiguous()
-    shape = w.shape[:1] if granularity == "row" else ()
-    scale = torch.full(shape, MIN_SCALE, device=w.device)
+    scale = weight_scales(w, granularity)
     t = torch.empty(w.shape, dtype=torch.int8, device=w.device)
+    if w.numel():
+        columns = w.numel() // scale.numel()
+        programs = scale.numel() * triton.cdiv(columns, CONFIG.block_k)
+        launch(_ternarise_kernel, programs, CONFIG, w, scale, t, columns, BLOCK=CONFIG.block_k)
+    return t, scale
+
+
+def weight_scales(w: Tensor, granularity: str) -> Tensor:
+    """Return the quantum of contiguous ``w``, () or (N,).
+
+    Raises:
+        QuantizationError: A weight is not finite.
+    """
+    scale = torch.full(
+        w.shape[:1] if granularity == "row" else (),
+        MIN_SCALE,
+        dtype=torch.float32,
+        device=w.device,
+    )
     if not w.numel():
-        return t, scale
-    peak = torch.zeros(shape, dtype=torch.int32, device=w.device)
-    total = torch.zeros(shape, dtype=torch.int64, device=w.device)
-    columns = w.numel() // scale.numel()
-    programs = scale.numel() * triton.cdiv(columns, CONFIG.block_k)
+        return scale
+    peak = torch.zeros_like(scale, dtype=torch.int32)
+    total = torch.zeros_like(scale, dtype=torch.int64)
+    scales = scale.numel()
+    columns = w.numel() // scales
+    programs = scales * triton.cdiv(columns, CONFIG.block_k)
     block = {"BLOCK": CONFIG.block_k}
     launch(_weight_peak_kernel, programs, CONFIG, w, peak, columns, **block)
     raise_if_not_finite(w, peak.view(torch.float32))
     launch(_weight_sum_kernel, programs, CONFIG, w, peak, total, columns, **block)
-    launch(_ternarise_kernel, programs, CONFIG, w, peak, total, t, scale, columns, **block)
-    return t, scale
+    blocks = triton.cdiv(scales, CONFIG.block_k)
+    launch(_weight_scale_kernel, blocks, CONFIG, peak, total, scale, scales, columns, **block)
+    return scale
