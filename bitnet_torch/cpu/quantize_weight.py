@@ -29,7 +29,7 @@ def _launch(w: Tensor, granularity: str = "matrix") -> tuple[Tensor, Tensor]:
         torch.get_num_threads(),
     )
     if status == BAD_VALUE:
-        raise_if_not_finite(w, torch.full((), float("nan")))
+        raise_if_not_finite(w, torch.full((), float("nan"), device=w.device))
     if status:
         raise failure("quantize_weight", status)
     return t, w_scale
