@@ -108,6 +108,39 @@ def test_a_row_that_cannot_be_quantised_is_nan_and_its_neighbours_are_not():
     assert agrees("quantize_activation", x)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_norms_of_hard_rows_have_the_references_bits(dtype):
+    # A row too large for its norm, one just small enough, NaN, infinite, subnormal, zeros.
+    values = [2.0**63, 2.0**62, float("nan"), -float("inf"), 2.0**-140, 0.0]
+    x = torch.randn(len(values), 1030)
+    x[:, 1029] = torch.tensor(values)
+    x[4:, :1029] = 0
+    gain = torch.randn(1030)
+    for eps in (1e-12, 1e-5):
+        assert agrees("rms_norm", x.to(dtype), gain, eps)
+        assert agrees("rms_norm_quantize", x.to(dtype), gain, eps)
+    assert agrees("quantize_activation", x.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["relu2", "silu"])
+def test_gates_of_every_pair_of_hard_values_have_the_references_bits(activation, dtype):
+    hard = [0.0, 1.0, 88.0, 104.5, 3e38, 2.0**-149, 1e-30, float("inf"), float("nan")]
+    hard = torch.tensor([*hard, *(-v for v in hard)])
+    g, u = torch.meshgrid(hard, hard, indexing="ij")
+    assert agrees("glu", g.to(dtype), u.to(dtype), activation)
+    assert agrees("glu_norm_quantize", g.to(dtype), u.to(dtype), None, 1e-5, activation)
+
+
+@pytest.mark.parametrize(
+    "table", [(), (5,), (3, 1, 5), (1, 5), (2, 3, 1, 1), (3, 1, 1), (2, 1, 1, 5), (2, 3, 4, 5)]
+)
+def test_rope_reads_tables_of_every_broadcast_shape(table):
+    x = torch.randn(2, 3, 4, 5, 6)
+    angles = torch.randn(*table, 3)
+    assert agrees("rope", x, angles.cos(), angles.sin())
+
+
 @pytest.mark.parametrize("value", [1.0, 1e-5, 9e-6, 1e-38, 2.0**-149, 3e38, 0.3])
 def test_constant_weights_have_the_references_scale(value):
     # 4099 programs' worth of one value: sums past 2^31, peaks at the ends of the range.

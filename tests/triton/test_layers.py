@@ -1,0 +1,53 @@
+"""Layers and a whole model on the Triton backend: the bits of the CPU, and its choices."""
+
+import pytest
+import torch
+
+from bitnet_torch import BitLinear, ops, pack
+from tests.bits import same_bits
+from tests.cases import DTYPES
+from tests.models.tiny import tiny_model
+from tests.triton.device import DEVICE, RUNS_KERNELS
+
+pytestmark = RUNS_KERNELS
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_layer_trains_packs_and_infers_with_the_bits_of_the_cpu(tokens, dtype):
+    layer = BitLinear(33, 10, bias=True, dtype=dtype)
+    x = torch.randn(tokens, 33).to(dtype)
+    want = layer(x)
+    layer = layer.to(DEVICE)
+    with ops.use_backend("triton"):
+        assert same_bits(layer(x.to(DEVICE)).cpu(), want)
+        assert same_bits(layer.packed()(x.to(DEVICE)).cpu(), want)
+
+
+def test_a_gradient_does_not_depend_on_the_backend():
+    layer = BitLinear(33, 10)
+    x = torch.randn(5, 33)
+    layer(x).square().sum().backward()
+    want = layer.weight.grad.clone()
+    layer.weight.grad = None
+    layer = layer.to(DEVICE)
+    with ops.use_backend("triton"):
+        layer(x.to(DEVICE)).square().sum().backward()
+    if DEVICE == "cpu":  # elsewhere the library's matrix product adds up in another order
+        assert same_bits(layer.weight.grad, want)
+    else:
+        assert torch.isfinite(layer.weight.grad).all()
+
+
+@torch.no_grad()
+def test_a_model_forced_onto_the_backend_has_its_own_bits_packed_or_not():
+    model = tiny_model(BitLinear)
+    ids = torch.tensor([[1, 2, 3, 5, 8]])
+    want = model(ids)
+    model = model.to(DEVICE)
+    with ops.use_backend("triton"):
+        trained = model(ids.to(DEVICE))
+        pack(model)
+        assert same_bits(model(ids.to(DEVICE)), trained)
+    if DEVICE == "cpu":  # attention and the head are the same library calls
+        assert same_bits(trained, want)
