@@ -109,6 +109,15 @@ def test_a_training_step_has_the_same_bits_on_the_reference(activation):
     assert all(same_bits(got, want) for got, want in pairs)
 
 
+def test_a_decoder_compiles_in_one_graph_with_the_same_bits_and_trains():
+    model, ids = tiny_model(BitLinear), torch.randint(96, (2, 9))
+    want = model(ids)
+    logits = torch.compile(model, fullgraph=True, backend="aot_eager")(ids)
+    assert same_bits(logits, want)
+    logits.logsumexp(-1).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
 def test_converting_a_float_model_ternarises_all_but_the_head():
     model = tiny_model(nn.Linear)
     convert(model)
