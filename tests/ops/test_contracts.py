@@ -70,6 +70,13 @@ def all_same_bits(got, want):
 NAMES = sorted(ops.all_ops())
 
 
+@pytest.fixture
+def compiler():
+    """A compiler without memory: one test body serves more ops than one function may recompile."""
+    torch.compiler.reset()
+    return torch.compile
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("backend", ["cpu"])
 @settings(max_examples=300, deadline=None)
@@ -147,7 +154,7 @@ def is_trained(value):
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if differentiable(n)])
-def test_a_gradient_depends_on_neither_the_backend_nor_the_compiler(name):
+def test_a_gradient_depends_on_neither_the_backend_nor_the_compiler(name, compiler):
     op = ops.all_ops()[name]
     arguments = make_arguments(name, torch.bfloat16, (5,), 64, 8, "normal", 6)
     want = gradients(op, arguments)
@@ -158,12 +165,12 @@ def test_a_gradient_depends_on_neither_the_backend_nor_the_compiler(name):
     # "eager" and "aot_eager" run the formula as it is written; what inductor makes of it is
     # bounded in each op's own tests.
     for backend in ("eager", "aot_eager"):
-        compiled = torch.compile(op.__call__, fullgraph=True, backend=backend)
+        compiled = compiler(op.__call__, fullgraph=True, backend=backend)
         assert all_same_bits(gradients(compiled, arguments), want)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_compiles_in_one_graph_with_the_same_bits(name):
+def test_compiles_in_one_graph_with_the_same_bits(name, compiler):
     op = ops.all_ops()[name]
     arguments = make_arguments(name, torch.bfloat16, (5,), 64, 8, "normal", 6)
     tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
@@ -172,9 +179,7 @@ def test_compiles_in_one_graph_with_the_same_bits(name):
         rest = iter(tensors)
         return op(*(next(rest) if isinstance(a, torch.Tensor) else a for a in arguments))
 
-    # All ops share the code of ``call``; without this they would count as its recompilations.
-    torch._dynamo.reset()
-    compiled = torch.compile(call, fullgraph=True, backend="inductor")
+    compiled = compiler(call, fullgraph=True, backend="inductor")
     assert all_same_bits(compiled(*tensors), op(*arguments))
 
 
