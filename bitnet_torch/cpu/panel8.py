@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bitnet_torch.cpu._library import BAD_VALUE, INT, POINTER, SIZE, failure, function
+from bitnet_torch.errors import DeviceError
 from bitnet_torch.ops.layouts import Layout, register_layout
 from bitnet_torch.ops.pack_codes import raise_if_corrupt
 
@@ -30,6 +31,7 @@ def prepack(packed: Tensor, N: int) -> Tensor:
     Raises:
         QuantizationError: A byte holds code 3.
     """
+    _check_on_cpu(packed)
     packed = packed.contiguous()
     k = packed.shape[1]
     buffer = torch.empty(nbytes(N, k), dtype=torch.uint8, device=packed.device)
@@ -44,6 +46,7 @@ def prepack(packed: Tensor, N: int) -> Tensor:
 
 def unpack(buffer: Tensor, N: int, K: int) -> Tensor:
     """Return the codes of a panel8 buffer in the exchange layout."""
+    _check_on_cpu(buffer)
     buffer = buffer.contiguous()
     packed = torch.empty((-(-N // 4), K), dtype=torch.uint8, device=buffer.device)
     status = _unpack(
@@ -52,6 +55,12 @@ def unpack(buffer: Tensor, N: int, K: int) -> Tensor:
     if status:
         raise failure("panel8", status)
     return packed
+
+
+def _check_on_cpu(tensor: Tensor) -> None:
+    """Refuse what the kernels cannot address: a layout is no op, so no dispatch has looked."""
+    if tensor.device.type != "cpu":
+        raise DeviceError(f"panel8 is repacked on the CPU, got a tensor on {tensor.device}")
 
 
 register_layout(Layout(NAME, prepack, unpack, nbytes), device="cpu")

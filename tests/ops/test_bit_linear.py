@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnet_torch.errors import ConfigurationError, DTypeError, ShapeError
+from bitnet_torch.errors import ConfigurationError, DeviceError, DTypeError, ShapeError
 from bitnet_torch.ops import (
     bit_linear,
     bit_linear_prepacked,
@@ -81,6 +81,14 @@ def test_a_buffer_of_the_wrong_size_is_refused_before_any_kernel_sees_it():
         buffer = layout_named(layout).prepack(packed, 8)
         with pytest.raises(ShapeError, match=rf"prepacked must hold {buffer.numel()} bytes .* got"):
             bit_linear_prepacked(x, buffer.flatten()[:-1], layout, torch.tensor(1.0), 8)
+
+
+def test_panel8_refuses_tensors_that_its_kernels_cannot_address():
+    panel8, meta = layout_named("panel8"), torch.zeros(2, 64, dtype=torch.uint8, device="meta")
+    with pytest.raises(DeviceError, match="on the CPU, got a tensor on meta"):
+        panel8.prepack(meta, 8)
+    with pytest.raises(DeviceError, match="on the CPU, got a tensor on meta"):
+        panel8.unpack(meta, 8, 64)
 
 
 def test_wrong_arguments_are_named():
