@@ -8,7 +8,9 @@ bfloat16, f32   what a model in that precision would run in the layer's place
 torch._int_mm   only the integer product, without quantising x and without scaling y
 ==============  =========================================================================
 
-Our side does all of it: it quantises, multiplies and scales.
+Our side does all of it: it quantises, multiplies and scales. ``multi_ternary_linear`` and
+``ternary_linear`` take quantised activations; the former has the same rows in three matrices,
+divided as query, key and value are.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ from bitnet_torch.bench.verify import Call, same_bits, within
 from bitnet_torch.ops.layouts import preferred_layout
 
 F_BFLOAT16, F_FLOAT32, INT_MM = "F.linear bfloat16", "F.linear float32", "torch._int_mm"
+MULTI = "multi_ternary_linear"
 BASELINES = (F_BFLOAT16, F_FLOAT32, INT_MM)
 # The two ops on the exchange layout repack at each call on some backends, which is what they are
 # for; they are timed beside one baseline only.
 OPS = {
     "bit_linear_prepacked": BASELINES,
+    MULTI: (INT_MM,),
     "bit_linear": (F_BFLOAT16,),
     "ternary_linear": (INT_MM,),
 }
@@ -103,8 +107,10 @@ def _case(
         dtype=str(p.x.dtype).removeprefix("torch."),
         buffers=temperature_of(len(calls)),
     )
-    ours = Contender(backend, calls, same_bits(f"{op} by {backend}", calls, p.y))
-    x_bytes = p.x_q.nbytes + p.x_scale.nbytes if op == "ternary_linear" else p.x.nbytes
+    want = p.y.split(_parts(p.shape.n), -1) if op == MULTI else p.y
+    ours = Contender(backend, calls, same_bits(f"{op} by {backend}", calls, want))
+    quantised = op in ("ternary_linear", MULTI)
+    x_bytes = p.x_q.nbytes + p.x_scale.nbytes if quantised else p.x.nbytes
     return Case(
         subject,
         ours,
@@ -138,7 +144,31 @@ def _quantised_calls(p: Problem, temperature: str) -> list[Call]:
     ]
 
 
+def _parts(n: int) -> list[int]:
+    """Divide N rows among query, key and value: four of six, one and one."""
+    narrow = n // 6
+    return [n - 2 * narrow, narrow, narrow]
+
+
+def _multi_calls(p: Problem, temperature: str) -> list[Call]:
+    layout, sizes = preferred_layout(p.packed.device.type), _parts(p.shape.n)
+    pools = [
+        copies(layout.prepack(ops.pack_codes(t), len(t)), temperature) for t in p.t.split(sizes)
+    ]
+    scales, biases = [p.w_scale] * len(sizes), [None] * len(sizes)
+    return [
+        functools.partial(
+            ops.multi_ternary_linear,
+            *(p.x_q, p.x_scale, [pool[i % len(pool)] for pool in pools], layout.name),
+            *(scales, sizes, p.x.dtype, biases),
+        )
+        # As many calls as the largest matrix needs: a smaller one has more copies, or few.
+        for i in range(len(pools[0]))
+    ]
+
+
 _OUR_CALLS = {
+    MULTI: _multi_calls,
     "bit_linear_prepacked": _prepacked_calls,
     "bit_linear": _exchange_calls,
     "ternary_linear": _quantised_calls,

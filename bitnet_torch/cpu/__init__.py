@@ -19,6 +19,7 @@ def load() -> None:
         bit_linear,
         glu,
         glu_norm_quantize,
+        multi_ternary_linear,
         pack_codes,
         panel8,
         quantize_activation,

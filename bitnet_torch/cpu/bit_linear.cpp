@@ -28,25 +28,19 @@ void quantize_rows(const Kernels& kernel, const void* x, DType dtype, int64_t K,
 
 int multiply(const LinearArguments& a, const void* x, DType x_dtype, int threads) {
     const Kernels& kernel = kernels();
-    TernaryJob job = job_for(a);
-    const int64_t row_bytes = job.K_padded + kRowOverhead;
+    const int64_t K_padded = padded_k(a.K), row_bytes = K_padded + kRowOverhead;
     const int64_t block = token_block(row_bytes) < a.M ? token_block(row_bytes) : a.M;
     thread_local Scratch scratch;
     char* memory = scratch.reserve(static_cast<size_t>(block * row_bytes));
     if (memory == nullptr) return kOutOfMemory;
     // The codes come first: they keep the alignment of the scratch.
     int8_t* q = reinterpret_cast<int8_t*>(memory);
-    float* scale = reinterpret_cast<float*>(memory + block * job.K_padded);
+    float* scale = reinterpret_cast<float*>(memory + block * K_padded);
     const Rows rows{scale, reinterpret_cast<int32_t*>(scale + block), q};
-    job.x = rows.q;
-    job.x_stride = job.K_padded;
-    job.x_sum = rows.sum;
-    job.x_scale = rows.scale;
     for (int64_t m = 0; m < a.M; m += block) {
-        job.tokens = a.M - m < block ? a.M - m : block;
-        job.y = output_row(a, m);
-        quantize_rows(kernel, element(x, x_dtype, m * a.K), x_dtype, a.K, job.tokens, rows, threads);
-        run(kernel, job, threads);
+        const int64_t tokens = a.M - m < block ? a.M - m : block;
+        quantize_rows(kernel, element(x, x_dtype, m * a.K), x_dtype, a.K, tokens, rows, threads);
+        run(kernel, &a, 1, {rows.q, rows.sum, rows.scale, m, tokens}, threads);
     }
     return kOk;
 }

@@ -1,10 +1,10 @@
-// The parts of a ternary product that bit_linear shares.
+// The parts of a ternary product that several ops share.
 #pragma once
 #include "isa.hpp"
 
 namespace bitnet {
 
-// What both ops take, as their callers pass it.
+// One matrix and what it makes of the tokens, as callers pass it (ternary_linear.py has the same fields).
 struct LinearArguments {
     const uint8_t* panels;
     int64_t panels_bytes;
@@ -17,11 +17,16 @@ struct LinearArguments {
     int64_t M, N, K;
 };
 
+// Some tokens from `first` on, quantised: what every matrix of a call multiplies.
+struct TokenBlock {
+    const int8_t* x;  // rows of K_padded, zero past K
+    const int32_t* x_sum;
+    const float* x_scale;
+    int64_t first, tokens;
+};
+
 bool valid(const LinearArguments& a);
-// A job without tokens: the caller adds x, x_sum, x_scale, y and the count for each block of tokens.
-TernaryJob job_for(const LinearArguments& a);
-void run(const Kernels& kernel, const TernaryJob& job, int threads);
-// y from token m on.
-void* output_row(const LinearArguments& a, int64_t m);
+// Multiplies the block by all matrices, which have one K. Their rows are dealt out to the threads together.
+void run(const Kernels& kernel, const LinearArguments* matrices, int64_t count, const TokenBlock& block, int threads);
 
 }  // namespace bitnet

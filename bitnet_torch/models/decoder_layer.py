@@ -7,12 +7,15 @@
     h = post_attention_layernorm(x)
     x = x + down_proj(ffn_sub_norm(act(gate_proj(h)) * up_proj(h)))
 
-The sub-norms are BitNet's; a Llama layer has none. Names are those of Hugging Face.
+The sub-norms are BitNet's; a Llama layer has none. Names are those of Hugging Face. What stands
+between two linear layers runs as one op where it can, with the same bits
+(:mod:`bitnet_torch.models.fused`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +23,9 @@ from torch import Tensor, nn
 from bitnet_torch.models.attention import attend
 from bitnet_torch.models.cache import KVCache
 from bitnet_torch.models.config import ModelConfig
+from bitnet_torch.models.fused import QuantizedRows, gate, normalise, project, readers
 from bitnet_torch.models.linear import LinearClass
 from bitnet_torch.models.norm import RMSNorm
-from bitnet_torch.ops.glu import glu
 from bitnet_torch.ops.rope import rope
 
 
@@ -46,6 +49,8 @@ class StepContext:
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions and, for BitNet, a norm before ``o_proj``."""
 
+    input_projections: ClassVar = ("q_proj", "k_proj", "v_proj")
+
     def __init__(
         self,
         config: ModelConfig,
@@ -68,17 +73,17 @@ class Attention(nn.Module):
             RMSNorm(wide, config.rms_norm_eps, device, dtype) if config.attn_sub_norm else None
         )
 
-    def forward(self, x: Tensor, step: StepContext) -> Tensor:
+    def forward(self, x: Tensor | QuantizedRows, step: StepContext) -> Tensor:
         """Return the attention branch (B, T, hidden) of ``x`` (B, T, hidden)."""
-        queries = rope(self._heads(self.q_proj(x)), step.cos, step.sin)
-        keys = rope(self._heads(self.k_proj(x)), step.cos, step.sin)
-        values = self._heads(self.v_proj(x))
+        queries, keys, values = map(
+            self._heads, project((self.q_proj, self.k_proj, self.v_proj), x)
+        )
+        queries, keys = rope(queries, step.cos, step.sin), rope(keys, step.cos, step.sin)
         if step.cache is not None:
             keys, values = step.cache.write(self.layer, keys, values)
         mixed = attend(queries, keys, values, step.visible).transpose(1, 2).flatten(2)
-        if self.attn_sub_norm is not None:
-            mixed = self.attn_sub_norm(mixed)
-        out: Tensor = self.o_proj(mixed)
+        last = (self.o_proj,)
+        (out,) = project(last, normalise(self.attn_sub_norm, mixed, last))
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -88,6 +93,8 @@ class Attention(nn.Module):
 
 class FeedForward(nn.Module):
     """Gated feed-forward layer with, for BitNet, a norm before ``down_proj``."""
+
+    input_projections: ClassVar = ("gate_proj", "up_proj")
 
     def __init__(
         self,
@@ -106,12 +113,11 @@ class FeedForward(nn.Module):
             RMSNorm(inner, config.rms_norm_eps, device, dtype) if config.ffn_sub_norm else None
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | QuantizedRows) -> Tensor:
         """Return the feed-forward branch (..., hidden) of ``x`` (..., hidden)."""
-        inner = glu(self.gate_proj(x), self.up_proj(x), self.activation)
-        if self.ffn_sub_norm is not None:
-            inner = self.ffn_sub_norm(inner)
-        out: Tensor = self.down_proj(inner)
+        g, u = project((self.gate_proj, self.up_proj), x)
+        last = (self.down_proj,)
+        (out,) = project(last, gate(g, u, self.activation, self.ffn_sub_norm, last))
         return out
 
 
@@ -135,6 +141,8 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, step: StepContext) -> Tensor:
         """Return the residual stream (B, T, hidden) after this layer."""
-        x = x + self.self_attn(self.input_layernorm(x), step)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        h = normalise(self.input_layernorm, x, readers(self.self_attn))
+        x = x + self.self_attn(h, step)
+        h = normalise(self.post_attention_layernorm, x, readers(self.mlp))
+        out: Tensor = x + self.mlp(h)
         return out

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 
+def in_autocast(device: str) -> bool:
+    """Return whether autocast is on for devices of this type."""
+    # Asking about a device without autocast, such as meta, would raise.
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def autocast_input(x: Tensor) -> Tensor:
     """Return ``x`` in the autocast dtype of its device, or as it is outside autocast."""
     device = x.device.type
-    # Asking about a device without autocast, such as meta, would raise.
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return x.to(torch.get_autocast_dtype(device))
-    return x
+    return x.to(torch.get_autocast_dtype(device)) if in_autocast(device) else x
 
 
 def without_autocast(device: str) -> contextlib.AbstractContextManager[object]:

@@ -10,6 +10,7 @@ from bitnet_torch.ops.backends import load_backends
 from bitnet_torch.ops.bit_linear import bit_linear, bit_linear_prepacked
 from bitnet_torch.ops.glu import glu
 from bitnet_torch.ops.glu_norm_quantize import glu_norm_quantize
+from bitnet_torch.ops.multi_ternary_linear import multi_ternary_linear
 from bitnet_torch.ops.pack_codes import pack_codes, unpack_codes
 from bitnet_torch.ops.quantize_activation import quantize_activation
 from bitnet_torch.ops.quantize_pack_weight import quantize_pack_weight
@@ -27,6 +28,7 @@ __all__ = [
     "glu",
     "glu_norm_quantize",
     "load_backends",
+    "multi_ternary_linear",
     "pack_codes",
     "quantize_activation",
     "quantize_pack_weight",

@@ -64,22 +64,34 @@ def check_packed(packed: Tensor, k: int, n: int) -> None:
         )
 
 
-def check_weight_scale(w_scale: Tensor, n: int) -> None:
+def check_weight_scale(w_scale: Tensor, n: int, name: str = "w_scale") -> None:
     """Raise unless ``w_scale`` is float32 and holds one scale, or one per output row."""
-    check_dtype("w_scale", w_scale, torch.float32)
+    check_dtype(name, w_scale, torch.float32)
     if w_scale.dim() > 1 or (w_scale.dim() == 1 and w_scale.shape[0] not in (1, n)):
         raise ShapeError(
-            f"w_scale must be a scalar, (1,) or (N,) = ({n},), got {tuple(w_scale.shape)}", N=n
+            f"{name} must be a scalar, (1,) or (N,) = ({n},), got {tuple(w_scale.shape)}", N=n
         )
 
 
-def check_bias(bias: Tensor | None, n: int) -> None:
+def check_bias(bias: Tensor | None, n: int, name: str = "bias") -> None:
     """Raise unless ``bias`` is absent or a float vector of N."""
     if bias is None:
         return
-    check_dtype("bias", bias, *FLOATS)
+    check_dtype(name, bias, *FLOATS)
     if bias.dim() != 1 or bias.shape[0] != n:
-        raise ShapeError(f"bias must be (N,) = ({n},), got {tuple(bias.shape)}", N=n)
+        raise ShapeError(f"{name} must be (N,) = ({n},), got {tuple(bias.shape)}", N=n)
+
+
+def check_quantised(x_q: Tensor, x_scale: Tensor) -> None:
+    """Raise unless ``x_q`` and ``x_scale`` are int8 rows with one float32 scale each."""
+    check_dtype("x_q", x_q, torch.int8)
+    check_dtype("x_scale", x_scale, torch.float32)
+    if x_q.dim() < 1 or x_scale.shape != x_q.shape[:-1]:
+        raise ShapeError(
+            f"x_scale must have x_q's leading shape {tuple(x_q.shape[:-1])}, "
+            f"got {tuple(x_scale.shape)}"
+        )
+    check_k("x_q", x_q.shape[-1])
 
 
 def check_same_device(**tensors: Tensor | None) -> None:

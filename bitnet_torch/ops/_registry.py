@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -229,8 +229,8 @@ def _on_device(devices: tuple[str, ...], fn: Callable[..., T]) -> Callable[..., 
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> T:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, torch.Tensor) and value.device.type not in devices:
+        for value in _tensors((*args, *kwargs.values())):
+            if value.device.type not in devices:
                 raise DeviceError(
                     f"this backend runs on {' or '.join(devices)} tensors, got one on "
                     f"{value.device}",
@@ -240,3 +240,12 @@ def _on_device(devices: tuple[str, ...], fn: Callable[..., T]) -> Callable[..., 
         return fn(*args, **kwargs)
 
     return call
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Yield the tensors among arguments, and those inside their lists."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)

@@ -41,7 +41,7 @@ from bitnet_torch.ops._checks import (
     check_weight_scale,
 )
 from bitnet_torch.ops._registry import declare
-from bitnet_torch.ops.layouts import layout_named
+from bitnet_torch.ops.layouts import check_prepacked, layout_named
 from bitnet_torch.ops.quantize_activation import quantize_activation
 from bitnet_torch.ops.ternary_linear import ternary_linear
 
@@ -88,16 +88,7 @@ def _check_prepacked(
     bias: Tensor | None = None,
 ) -> None:
     _check_x(x, w_scale, N, bias)
-    check_dtype("prepacked", prepacked, torch.uint8)
-    expected = layout_named(layout).nbytes(N, x.shape[-1])
-    if prepacked.numel() != expected:
-        raise ShapeError(
-            f"prepacked must hold {expected} bytes for N={N}, K={x.shape[-1]} in layout "
-            f"{layout!r}, got {prepacked.numel()}",
-            N=N,
-            K=x.shape[-1],
-            layout=layout,
-        )
+    check_prepacked(prepacked, layout, N, x.shape[-1])
     check_same_device(x=x, prepacked=prepacked, w_scale=w_scale, bias=bias)
 
 

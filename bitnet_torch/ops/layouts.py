@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.errors import ConfigurationError, ShapeError
 from bitnet_torch.ops import _registry
+from bitnet_torch.ops._checks import check_dtype
 from bitnet_torch.ops.pack_codes import has_corrupt_code, raise_if_corrupt
 
 
@@ -68,6 +70,24 @@ def layout_named(name: str) -> Layout:
             f"layout must be one of {', '.join(sorted(LAYOUTS))}, got {name!r}", layout=name
         )
     return LAYOUTS[name]
+
+
+def check_prepacked(
+    prepacked: Tensor, layout: str, N: int, K: int, name: str = "prepacked"
+) -> None:
+    """Raise unless ``prepacked`` is a uint8 buffer of N rows of K codes in ``layout``."""
+    check_dtype(name, prepacked, torch.uint8)
+    if N < 0:
+        raise ConfigurationError(f"N must not be negative, got {N}", N=N)
+    expected = layout_named(layout).nbytes(N, K)
+    if prepacked.numel() != expected:
+        raise ShapeError(
+            f"{name} must hold {expected} bytes for N={N}, K={K} in layout {layout!r}, "
+            f"got {prepacked.numel()}",
+            N=N,
+            K=K,
+            layout=layout,
+        )
 
 
 def preferred_layout(device_type: str) -> Layout:

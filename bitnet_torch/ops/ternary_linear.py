@@ -33,13 +33,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitnet_torch.errors import ShapeError
 from bitnet_torch.ops._checks import (
     check_bias,
-    check_dtype,
     check_float_dtype,
-    check_k,
     check_packed,
+    check_quantised,
     check_same_device,
     check_weight_scale,
 )
@@ -56,14 +54,7 @@ def _check(
     dtype: torch.dtype,
     bias: Tensor | None = None,
 ) -> None:
-    check_dtype("x_q", x_q, torch.int8)
-    check_dtype("x_scale", x_scale, torch.float32)
-    if x_q.dim() < 1 or x_scale.shape != x_q.shape[:-1]:
-        raise ShapeError(
-            f"x_scale must have x_q's leading shape {tuple(x_q.shape[:-1])}, "
-            f"got {tuple(x_scale.shape)}"
-        )
-    check_k("x_q", x_q.shape[-1])
+    check_quantised(x_q, x_scale)
     check_packed(packed, x_q.shape[-1], N)
     check_weight_scale(w_scale, N)
     check_float_dtype("dtype", dtype)

@@ -20,6 +20,18 @@ int bitnet_cpu_panel8_pack(const uint8_t*, int64_t, int64_t, uint8_t*, int64_t, 
 int bitnet_cpu_panel8_unpack(const uint8_t*, int64_t, int64_t, int64_t, uint8_t*, int);
 int bitnet_cpu_ternary_linear(const int8_t*, const float*, const uint8_t*, int64_t, const float*, int64_t, const void*,
                               int, void*, int, int64_t, int64_t, int64_t, int);
+struct Matrix {  // LinearArguments of ternary_linear.hpp
+    const uint8_t* panels;
+    int64_t panels_bytes;
+    const float* w_scale;
+    int64_t w_scale_count;
+    const void* bias;
+    int bias_dtype;
+    void* y;
+    int y_dtype;
+    int64_t M, N, K;
+};
+int bitnet_cpu_multi_ternary_linear(const int8_t*, const float*, const Matrix*, int64_t, int);
 int bitnet_cpu_bit_linear(const void*, int, const uint8_t*, int64_t, const float*, int64_t, const void*, int, void*,
                           int64_t, int64_t, int64_t, int);
 int bitnet_cpu_rms_norm(const void*, int, const void*, int, float, int64_t, int64_t, void*, int);
@@ -71,6 +83,13 @@ void run(int64_t M, int64_t N, int64_t K, int dtype, int threads) {
     require(bitnet_cpu_ternary_linear(x_q.get(), x_scale.get(), panels.get(), panels_bytes, one_scale.get(), 1, nullptr, 0,
                                       y.get(), dtype, M, N, K, threads),
             "ternary_linear");
+    auto other = buffer<uint8_t>(M * N * (dtype == 0 ? 4 : 2));
+    const Matrix matrices[] = {
+        {panels.get(), panels_bytes, one_scale.get(), 1, nullptr, 0, y.get(), dtype, M, N, K},
+        {panels.get(), 0, w_scale.get(), 1, nullptr, 0, nullptr, dtype, M, 0, K},
+        {panels.get(), panels_bytes, w_scale.get(), N, bias.get(), dtype, other.get(), dtype, M, N, K},
+    };
+    require(bitnet_cpu_multi_ternary_linear(x_q.get(), x_scale.get(), matrices, 3, threads), "multi_ternary_linear");
     require(bitnet_cpu_bit_linear(x.get(), dtype, panels.get(), panels_bytes, w_scale.get(), N, bias.get(), dtype, y.get(),
                                   M, N, K, threads),
             "bit_linear");

@@ -52,7 +52,24 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
             n,
             bias,
         ),
+        "multi_ternary_linear": lambda: multi_arguments(x_q, x_scale, (n, n // 2 + 1), dtype, seed),
     }[name]()
+
+
+def multi_arguments(x_q, x_scale, sizes, dtype, seed):
+    """Return arguments of two matrices: one has a scale per row, one may have a bias."""
+    g, layout = generator(seed), preferred_layout("cpu")
+    packed = [ops.pack_codes(codes(n, x_q.shape[-1], seed + n)) for n in sizes]
+    return (
+        x_q,
+        x_scale,
+        [layout.prepack(p, n) for p, n in zip(packed, sizes, strict=True)],
+        layout.name,
+        [torch.rand((n,) if i == seed % 2 else (), generator=g) for i, n in enumerate(sizes)],
+        list(sizes),
+        dtype,
+        [None, torch.randn(sizes[1], generator=g).to(dtype)] if seed % 3 else [None] * len(sizes),
+    )
 
 
 def generator(seed):
@@ -60,7 +77,7 @@ def generator(seed):
 
 
 def outputs(result):
-    return result if isinstance(result, tuple) else (result,)
+    return tuple(result) if isinstance(result, tuple | list) else (result,)
 
 
 def all_same_bits(got, want):
@@ -113,9 +130,28 @@ def test_opcheck_passes_when_an_input_wants_a_gradient(name):
     arguments = make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6)
     torch.library.opcheck(
         ops.all_ops()[name].overload,
-        [a.requires_grad_() if is_float(a) else a for a in arguments],
+        each_tensor(lambda a: a.requires_grad_() if is_float(a) else a, arguments),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
+
+
+def each_tensor(change, arguments):
+    """Return arguments with ``change`` applied to every tensor, inside lists too."""
+    return [
+        each_tensor(change, a)
+        if isinstance(a, list)
+        else change(a)
+        if isinstance(a, torch.Tensor)
+        else a
+        for a in arguments
+    ]
+
+
+def tensors_of(arguments):
+    """Return every tensor among the arguments, inside lists too, in the order of each_tensor."""
+    found = []
+    each_tensor(found.append, arguments)
+    return found
 
 
 def is_float(value):
@@ -127,13 +163,14 @@ def differentiable(name):
 
 
 def has_floats(name):
-    return any(is_float(a) for a in make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6))
+    arguments = make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6)
+    return any(is_float(a) for a in tensors_of(arguments))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not differentiable(n) and has_floats(n)])
 def test_backward_is_refused_by_name_not_wrong(name):
     arguments = make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6)
-    arguments = [a.requires_grad_() if is_float(a) else a for a in arguments]
+    arguments = each_tensor(lambda a: a.requires_grad_() if is_float(a) else a, arguments)
     result = outputs(ops.all_ops()[name](*arguments))[-1]
     with pytest.raises(NotDifferentiableError, match=f"{name} works on integer codes"):
         result.sum().backward()
@@ -173,22 +210,21 @@ def test_a_gradient_depends_on_neither_the_backend_nor_the_compiler(name, compil
 def test_compiles_in_one_graph_with_the_same_bits(name, compiler):
     op = ops.all_ops()[name]
     arguments = make_arguments(name, torch.bfloat16, (5,), 64, 8, "normal", 6)
-    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
 
     def call(*tensors):
         rest = iter(tensors)
-        return op(*(next(rest) if isinstance(a, torch.Tensor) else a for a in arguments))
+        return op(*each_tensor(lambda a: next(rest), arguments))
 
     compiled = compiler(call, fullgraph=True, backend="inductor")
-    assert all_same_bits(compiled(*tensors), op(*arguments))
+    assert all_same_bits(compiled(*tensors_of(arguments)), op(*arguments))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_strided_inputs_are_accepted(name):
     op = ops.all_ops()[name]
     arguments = make_arguments(name, torch.float16, (4, 3), 50, 10, "normal", 3)
-    strided = [spread(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-    assert any(isinstance(a, torch.Tensor) and not a.is_contiguous() for a in strided)
+    strided = each_tensor(spread, arguments)
+    assert any(not a.is_contiguous() for a in tensors_of(strided))
     assert all_same_bits(op(*strided), op(*arguments))
 
 
@@ -228,9 +264,9 @@ def test_contract_is_written_in_the_module_of_its_name(name):
 def test_reference_does_not_write_to_its_inputs(m, seed):
     for name in NAMES:
         arguments = make_arguments(name, torch.float32, (m,), 16, 8, "normal", seed)
-        kept = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+        kept = [a.clone() for a in tensors_of(arguments)]
         for backend in ("reference", "cpu"):
             with ops.use_backend(backend):
                 ops.all_ops()[name](*arguments)
-        for a, b in zip(arguments, kept, strict=True):
-            assert not isinstance(a, torch.Tensor) or same_bits(a, b)
+        for a, b in zip(tensors_of(arguments), kept, strict=True):
+            assert same_bits(a, b)

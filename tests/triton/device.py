@@ -18,10 +18,12 @@ RUNS_KERNELS = [
 
 
 def on_device(value):
-    """Return a tensor on the kernels' device, anything else as it is."""
+    """Return a tensor (or those of a list) on the kernels' device, anything else as it is."""
+    if isinstance(value, list):
+        return [on_device(v) for v in value]
     return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
 
 
 def outputs_on_cpu(result):
     """Return the outputs of an op as a tuple of CPU tensors."""
-    return tuple(t.cpu() for t in (result if isinstance(result, tuple) else (result,)))
+    return tuple(t.cpu() for t in (result if isinstance(result, tuple | list) else (result,)))

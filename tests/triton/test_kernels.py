@@ -10,7 +10,7 @@ from bitnet_torch.errors import DeviceError, QuantizationError
 from bitnet_torch.ops.layouts import EXCHANGE, preferred_layout
 from tests.bits import same_bits
 from tests.cases import DTYPES, SHAPES, STYLES, codes, leading, seeds, styles
-from tests.ops.test_contracts import make_arguments
+from tests.ops.test_contracts import each_tensor, make_arguments, spread
 from tests.triton.device import DEVICE, RUNS_KERNELS, on_device, outputs_on_cpu
 
 pytestmark = RUNS_KERNELS
@@ -24,6 +24,11 @@ def arguments_of(name, *case):
         x, buffer, layout, scale, n, bias = arguments
         packed = ops.layouts.layout_named(layout).unpack(buffer, n, x.shape[-1])
         arguments = (x, packed, EXCHANGE.name, scale, n, bias)
+    if name == "multi_ternary_linear":
+        x_q, x_scale, buffers, layout, scales, sizes, *rest = arguments
+        unpack = ops.layouts.layout_named(layout).unpack
+        buffers = [unpack(b, n, x_q.shape[-1]) for b, n in zip(buffers, sizes, strict=True)]
+        arguments = (x_q, x_scale, buffers, EXCHANGE.name, scales, sizes, *rest)
     return arguments
 
 
@@ -64,10 +69,8 @@ def test_kernel_has_the_references_bits(name, lead, k, n, style, seed):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_strided_inputs_are_read_right(name):
-    from tests.ops.test_contracts import spread
-
     arguments = arguments_of(name, torch.bfloat16, (2, 3), 50, 10, "normal", 3)
-    strided = [spread(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+    strided = each_tensor(spread, arguments)
     assert agrees(name, *strided)
 
 
@@ -177,10 +180,11 @@ def test_a_corrupt_byte_is_named_by_every_op_that_takes_the_exchange_layout(name
         run(name, *arguments)
 
 
-def test_codes_in_another_backends_layout_are_read_too():
-    arguments = make_arguments("bit_linear_prepacked", torch.float32, (3,), 40, 9, "normal", 1)
-    assert arguments[2] == preferred_layout("cpu").name
-    assert agrees("bit_linear_prepacked", *arguments)
+@pytest.mark.parametrize("name", ["bit_linear_prepacked", "multi_ternary_linear"])
+def test_codes_in_another_backends_layout_are_read_too(name):
+    arguments = make_arguments(name, torch.float32, (3,), 40, 9, "normal", 1)
+    assert preferred_layout("cpu").name in arguments
+    assert agrees(name, *arguments)
 
 
 def test_a_tensor_of_a_third_device_is_refused():

@@ -41,6 +41,7 @@ def load() -> None:
         bit_linear,
         glu,
         glu_norm_quantize,
+        multi_ternary_linear,
         pack_codes,
         quantize_activation,
         quantize_pack_weight,

@@ -40,13 +40,16 @@ def _launch_prepacked(
     N: int,
     bias: Tensor | None = None,
 ) -> Tensor:
-    k = x.shape[-1]
-    if layout == EXCHANGE.name:
-        packed = EXCHANGE.unpack(prepacked, N, k)
-    else:
-        # Another backend's order, whose code runs on the CPU.
-        packed = layout_named(layout).unpack(prepacked.cpu(), N, k).to(x.device)
+    packed = exchange_codes(prepacked, layout, N, x.shape[-1])
     return _launch(x, packed, w_scale, N, bias)
+
+
+def exchange_codes(prepacked: Tensor, layout: str, N: int, K: int) -> Tensor:
+    """Return the codes of a layer, in whatever layout it holds them, in the exchange layout."""
+    if layout == EXCHANGE.name:
+        return EXCHANGE.unpack(prepacked, N, K)
+    # Another backend's order, whose code runs on the CPU.
+    return layout_named(layout).unpack(prepacked.cpu(), N, K).to(prepacked.device)
 
 
 def _launch(x: Tensor, packed: Tensor, w_scale: Tensor, N: int, bias: Tensor | None) -> Tensor:

@@ -1,0 +1,85 @@
+"""CPU launcher of :func:`bitnet_torch.ops.multi_ternary_linear`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bitnet_torch.cpu import panel8
+from bitnet_torch.cpu._library import DTYPE_CODE, INT, POINTER, SIZE, failure, function
+from bitnet_torch.ops import multi_ternary_linear as op
+from bitnet_torch.ops._registry import implement
+from bitnet_torch.ops.layouts import layout_named
+
+
+class _Matrix(ctypes.Structure):
+    """``LinearArguments`` of ternary_linear.hpp."""
+
+    _fields_ = (
+        ("panels", POINTER),
+        ("panels_bytes", SIZE),
+        ("w_scale", POINTER),
+        ("w_scale_count", SIZE),
+        ("bias", POINTER),
+        ("bias_dtype", INT),
+        ("y", POINTER),
+        ("y_dtype", INT),
+        ("M", SIZE),
+        ("N", SIZE),
+        ("K", SIZE),
+    )
+
+
+_kernel = function("multi_ternary_linear", POINTER, POINTER, ctypes.POINTER(_Matrix), SIZE, INT)
+
+
+@implement(op, backend="cpu", device="cpu")
+def _launch(
+    x_q: Tensor,
+    x_scale: Tensor,
+    prepacked: Sequence[Tensor],
+    layout: str,
+    w_scale: Sequence[Tensor],
+    N: Sequence[int],
+    dtype: torch.dtype,
+    bias: Sequence[Tensor | None],
+) -> list[Tensor]:
+    x_q, x_scale = x_q.contiguous(), x_scale.contiguous()
+    *rows, k = x_q.shape
+    # These lists keep alive what the pointers point to.
+    panels = [_panels(codes, layout, n, k) for codes, n in zip(prepacked, N, strict=True)]
+    scales = [scale.contiguous() for scale in w_scale]
+    biases = [None if b is None else b.contiguous() for b in bias]
+    ys = [torch.empty((*rows, n), dtype=dtype, device=x_q.device) for n in N]
+    matrices = [
+        _Matrix(
+            codes.data_ptr(),
+            codes.numel(),
+            scale.data_ptr(),
+            scale.numel(),
+            None if b is None else b.data_ptr(),
+            0 if b is None else DTYPE_CODE[b.dtype],
+            y.data_ptr(),
+            DTYPE_CODE[dtype],
+            x_scale.numel(),
+            n,
+            k,
+        )
+        for codes, scale, b, y, n in zip(panels, scales, biases, ys, N, strict=True)
+    ]
+    array = (_Matrix * len(matrices))(*matrices)
+    status = _kernel(
+        x_q.data_ptr(), x_scale.data_ptr(), array, len(matrices), torch.get_num_threads()
+    )
+    if status:
+        raise failure("multi_ternary_linear", status)
+    return ys
+
+
+def _panels(prepacked: Tensor, layout: str, n: int, k: int) -> Tensor:
+    if layout == panel8.NAME:
+        return prepacked.contiguous()
+    return panel8.prepack(layout_named(layout).unpack(prepacked, n, k), n)
