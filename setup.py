@@ -8,6 +8,7 @@ installs; ``_build.json`` then carries the reason, which ``bitnet doctor`` print
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -28,8 +29,23 @@ SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Instruction sets that this machine's compiler is asked for: file suffix -> flags. Each
 # defines BITNET_<NAME> for the table in isa.cpp.
-ISA_FLAGS = {"avx2": {"unix": ["-mavx2", "-mf16c"], "msvc": ["/arch:AVX2"]}} if IS_X86 else {}
-KNOWN_ISAS = ("avx2",)
+_AVX2 = ["-mavx2", "-mf16c"]
+X86_FLAGS = {
+    "avx2": {"unix": _AVX2, "msvc": ["/arch:AVX2"]},
+    "avxvnni": {"unix": [*_AVX2, "-mavxvnni"], "msvc": ["/arch:AVX2"]},
+    "avx512vnni": {
+        # gcc 12 warns of its own header, where an undefined vector is made by reading one.
+        "unix": [
+            *_AVX2,
+            *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
+            *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+        ],
+        "msvc": ["/arch:AVX512"],
+    },
+}
+# What to try; a compiler that does not know one builds the library without it (see `_known`).
+ISA_FLAGS = X86_FLAGS if IS_X86 else {}
+KNOWN_ISAS = tuple(X86_FLAGS)
 # Results are defined to the bit, so neither contraction (FMA) nor anything from a user's
 # CFLAGS may change a rounding: the last flag wins.
 FLAGS = {
@@ -53,7 +69,7 @@ def isa_of(source: str) -> str:
 
 
 def sources() -> list[str]:
-    """Return the files to compile on this machine, as POSIX paths."""
+    """Return the files that this machine may need, as POSIX paths."""
     found = sorted(path.as_posix() for path in Path(FOLDER).glob("*.cpp"))
     return [name for name in found if isa_of(name) in ("", *ISA_FLAGS)]
 
@@ -71,9 +87,11 @@ class BuildKernels(build_ext):
         library.parent.mkdir(parents=True, exist_ok=True)
         record: dict[str, object] = {"built": True, "reason": ""}
         try:
-            self._compile(ext, library)
+            isas = self._known_isas()
+            self._compile(ext, library, isas)
             record |= {"compiler": self._compiler_name(), "flags": self._flags("")}
-            record["isa_flags"] = {isa: self._flags(isa) for isa in ISA_FLAGS}
+            record["isa_flags"] = {isa: self._flags(isa) for isa in isas}
+            record["unknown_isas"] = [isa for isa in ISA_FLAGS if isa not in isas]
         except (CCompilerError, ExecError, PlatformError) as error:
             library.unlink(missing_ok=True)
             record = {"built": False, "reason": self._reason(error)}
@@ -98,10 +116,28 @@ class BuildKernels(build_ext):
             return {}
         return {str(built): str(wanted) for built, wanted in self._outputs() if built.exists()}
 
-    def _compile(self, ext: Extension, library: Path) -> None:
-        macros = [(f"BITNET_{isa.upper()}", "1") for isa in ISA_FLAGS]
+    def _known_isas(self) -> list[str]:
+        """Return the instruction sets whose flags the compiler accepts, tried on an empty file."""
+        probe = Path(self.build_temp, "probe.cpp")
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_text("int bitnet_probe;\n")
+        self.compiler.compile([str(probe)], output_dir=self.build_temp)
+        known = []
+        for isa in ISA_FLAGS:
+            with contextlib.suppress(CCompilerError, ExecError, PlatformError):
+                flags = self._flags(isa)
+                self.compiler.compile(
+                    [str(probe)], output_dir=self.build_temp, extra_postargs=flags
+                )
+                known.append(isa)
+        return known
+
+    def _compile(self, ext: Extension, library: Path, isas: list[str]) -> None:
+        macros = [(f"BITNET_{isa.upper()}", "1") for isa in isas]
         objects: list[str] = []
         for source in ext.sources:
+            if isa_of(source) not in ("", *isas):
+                continue
             objects += self.compiler.compile(
                 [source],
                 output_dir=self.build_temp,

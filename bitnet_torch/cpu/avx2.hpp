@@ -7,7 +7,7 @@
 // An empty asm that "changes" an accumulator. gcc lowers the int16 additions to generic vector additions and
 // re-associates the chain of one accumulator into a tree, which needs twice the registers and spills: a third of the
 // speed is gone. Check the listing for (%rsp) in the inner loop when a compiler changes.
-#if defined(__GNUC__) || defined(__clang__)
+#if (defined(__GNUC__) || defined(__clang__)) && defined(__AVX2__)
 #define BITNET_KEEP(v) __asm__ volatile("" : "+x"(v))
 #else
 #define BITNET_KEEP(v) (void)0

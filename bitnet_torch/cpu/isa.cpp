@@ -22,16 +22,16 @@ bool always() { return true; }
 struct Leaf {
     uint32_t eax, ebx, ecx, edx;
 };
-Leaf cpuid(uint32_t leaf) {
+Leaf cpuid(uint32_t leaf, uint32_t subleaf = 0) {
     Leaf r{};
 #if defined(_MSC_VER)
     int v[4];
     __cpuid(v, 0);
     if (static_cast<uint32_t>(v[0]) < leaf) return r;
-    __cpuidex(v, static_cast<int>(leaf), 0);
+    __cpuidex(v, static_cast<int>(leaf), static_cast<int>(subleaf));
     std::memcpy(&r, v, sizeof r);
 #else
-    __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);
+    __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
 #endif
     return r;
 }
@@ -51,12 +51,37 @@ bool has_avx2() {
     if ((cpuid(1).ecx & kBasic) != kBasic || (cpuid(7).ebx & kAvx2) == 0) return false;
     return (saved_state() & 6) == 6;
 }
+#if defined(BITNET_AVXVNNI)
+bool has_avxvnni() { return has_avx2() && (cpuid(7, 1).eax & 1u << 4) != 0; }
+#endif
+#if defined(BITNET_AVX512VNNI)
+bool has_avx512vnni() {
+    constexpr uint32_t kF = 1u << 16, kBw = 1u << 30, kVl = 1u << 31, kVnni = 1u << 11;
+    constexpr uint32_t kBasic = kF | kBw | kVl;
+    const Leaf leaf = cpuid(7);
+    return has_avx2() && (leaf.ebx & kBasic) == kBasic && (leaf.ecx & kVnni) != 0 && (saved_state() & 0xe6) == 0xe6;
+}
+#endif
 #endif
 
 struct Row {
     bool (*supported)();
     Kernels kernels;
 };
+
+// A row that differs from `base` in the ternary product only.
+constexpr Kernels with_product(Kernels base, const char* name, void (*ternary_panels)(const TernaryJob&, int64_t, int64_t)) {
+    base.name = name;
+    base.ternary_panels = ternary_panels;
+    return base;
+}
+
+#if defined(BITNET_AVX2)
+constexpr Kernels kAvx2 = {
+    "avx2", avx2::quantize_row, avx2::row_sum, avx2::weight_max, avx2::weight_sum, avx2::weight_codes,
+    avx2::ternary_panels, avx2::widen_row, avx2::narrow_row, avx2::norm_row, avx2::glu_row,
+    avx2::rope_row};
+#endif
 
 // Ordered from the plainest to the fastest: the last supported row is chosen.
 const Row kTable[] = {
@@ -65,10 +90,13 @@ const Row kTable[] = {
       scalar::weight_codes, scalar::ternary_panels, scalar::widen_row, scalar::narrow_row, scalar::norm_row, scalar::glu_row,
       scalar::rope_row}},
 #if defined(BITNET_AVX2)
-    {has_avx2,
-     {"avx2", avx2::quantize_row, avx2::row_sum, avx2::weight_max, avx2::weight_sum, avx2::weight_codes,
-      avx2::ternary_panels, avx2::widen_row, avx2::narrow_row, avx2::norm_row, avx2::glu_row,
-      avx2::rope_row}},
+    {has_avx2, kAvx2},
+#if defined(BITNET_AVXVNNI)
+    {has_avxvnni, with_product(kAvx2, "avxvnni", avxvnni::ternary_panels)},
+#endif
+#if defined(BITNET_AVX512VNNI)
+    {has_avx512vnni, with_product(kAvx2, "avx512vnni", avx512vnni::ternary_panels)},
+#endif
 #endif
 };
 constexpr int kRows = static_cast<int>(sizeof kTable / sizeof kTable[0]);

@@ -70,5 +70,12 @@ namespace avx2 {
 BITNET_DECLARE_KERNELS
 }
 #undef BITNET_DECLARE_KERNELS
+// These borrow everything else from avx2.
+namespace avxvnni {
+void ternary_panels(const TernaryJob&, int64_t, int64_t);
+}
+namespace avx512vnni {
+void ternary_panels(const TernaryJob&, int64_t, int64_t);
+}
 
 }  // namespace bitnet

@@ -83,6 +83,8 @@ def _cpu_details(kernels: Kernels, backend: str) -> str:
     # The record says "command: first line of its --version".
     compiler = kernels.build.get("compiler", "").rpartition(": ")[2]
     built = f", built by {compiler}" if compiler else ""
+    if unknown := kernels.build.get("unknown_isas"):
+        built += f", which does not know {', '.join(unknown)}"
     return f" with {kernels.isa} (of {', '.join(kernels.isas or ())}){built}"
 
 

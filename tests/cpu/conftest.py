@@ -13,12 +13,23 @@ def built():
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=["scalar", "avx2"])
-def isa(built, request):
-    """Run the test on each instruction set that this machine has."""
+def _on(name):
+    """Run the test on instruction set ``name``, if this machine has it."""
     from bitnet_torch.cpu import isa as switch
 
-    if request.param not in switch.available():
-        pytest.skip(f"this machine has no {request.param}")
-    with switch.forced(request.param):
-        yield request.param
+    if name not in switch.available():
+        pytest.skip(f"no {name} on this CPU")
+    with switch.forced(name):
+        yield name
+
+
+@pytest.fixture(params=["scalar", "avx2"])
+def isa(built, request):
+    """Run the test on each instruction set that has kernels of its own for everything."""
+    yield from _on(request.param)
+
+
+@pytest.fixture(params=["scalar", "avx2", "avxvnni", "avx512vnni"])
+def product_isa(built, request):
+    """Run the test on each instruction set that has a ternary product of its own."""
+    yield from _on(request.param)

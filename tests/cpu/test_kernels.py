@@ -103,7 +103,7 @@ def test_code_3_is_refused_wherever_it_is(isa, n):
 
 @pytest.mark.parametrize("m", TOKENS)
 @pytest.mark.parametrize(("n", "k"), WEIGHTS)
-def test_products_have_the_reference_bits(isa, m, n, k):
+def test_products_have_the_reference_bits(product_isa, m, n, k):
     x_q = torch.randint(-128, 128, (m, k), dtype=torch.int8)
     x_scale, packed = torch.rand(m), pack_codes(codes(n, k))
     bias = torch.randn(n)
@@ -117,7 +117,7 @@ def test_products_have_the_reference_bits(isa, m, n, k):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("make", INPUTS)
-def test_the_fused_op_has_the_reference_bits(isa, dtype, make):
+def test_the_fused_op_has_the_reference_bits(product_isa, dtype, make):
     for m in (1, 3, 17):
         for n, k in ((9, 31), (33, 257), (64, 64)):
             x, packed = make(m, k).to(dtype), pack_codes(codes(n, k))
@@ -134,7 +134,7 @@ def test_the_fused_op_has_the_reference_bits(isa, dtype, make):
     seed=st.integers(0, 2**31),
 )
 @PARITY
-def test_a_prepacked_layer_is_the_layer(isa, m, n, k, dtypes, make, seed):
+def test_a_prepacked_layer_is_the_layer(product_isa, m, n, k, dtypes, make, seed):
     torch.manual_seed(seed)
     x, packed = make(m, k).to(dtypes[0]), pack_codes(codes(n, k))
     w_scale, bias = torch.rand(1), torch.randn(n).to(dtypes[1])
@@ -148,7 +148,7 @@ def test_a_prepacked_layer_is_the_layer(isa, m, n, k, dtypes, make, seed):
 @pytest.mark.parametrize("x", [-128, 127])
 @pytest.mark.parametrize("t", [-1, 0, 1])
 @pytest.mark.parametrize("k", [256, 512, 6912, 131072])
-def test_saturated_rows_sum_exactly(isa, x, t, k):
+def test_saturated_rows_sum_exactly(product_isa, x, t, k):
     n = 9
     packed = pack_codes(torch.full((n, k), t, dtype=torch.int8))
     for m in (1, 2, 4, 13):
@@ -158,7 +158,7 @@ def test_saturated_rows_sum_exactly(isa, x, t, k):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_outputs_overflow_to_infinity_and_stay_nan(isa, dtype):
+def test_outputs_overflow_to_infinity_and_stay_nan(product_isa, dtype):
     x_q = torch.ones((3, 16), dtype=torch.int8)
     x_scale = torch.tensor([3e38, float("nan"), 4094.0])
     packed = pack_codes(torch.ones((17, 16), dtype=torch.int8))
@@ -169,7 +169,7 @@ def test_outputs_overflow_to_infinity_and_stay_nan(isa, dtype):
     assert y[1].isnan().all()
 
 
-def test_many_tokens_of_a_long_row_go_through_the_scratch_in_blocks(isa):
+def test_many_tokens_of_a_long_row_go_through_the_scratch_in_blocks(product_isa):
     # 131072 bytes a token: the 4 MiB scratch holds 31 of these 67.
     x, packed = plain(67, 131071), pack_codes(codes(3, 131071))
     assert agree(bit_linear, x, packed, torch.ones(()), 3, None)
@@ -177,7 +177,7 @@ def test_many_tokens_of_a_long_row_go_through_the_scratch_in_blocks(isa):
     assert agree(ternary_linear, x_q, x_scale, packed, torch.ones(()), 3, torch.float32, None)
 
 
-def test_leading_dimensions_and_strides_do_not_matter(isa):
+def test_leading_dimensions_and_strides_do_not_matter(product_isa):
     x = ties(6, 40).reshape(2, 3, 40).transpose(0, 1)[..., ::2]
     packed, w_scale = pack_codes(codes(10, 20)), torch.rand(20)[::2]
     bias = torch.randn(20)[1::2]

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bitnet_torch.cpu._library import build_record
+
 HERE = Path(__file__).parent
+KNOWN_ISAS = ("avx2", "avxvnni", "avx512vnni")
 SOURCES = HERE.parents[1] / "bitnet_torch" / "cpu"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
@@ -23,24 +26,26 @@ def build(folder, sanitizer):
     """Compile the kernels and the driver with one sanitizer; skip if the compiler lacks it."""
     flags = ["-std=c++17", "-O1", "-g", "-pthread", "-ffp-contract=off"]
     flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-    program = folder / "driver"
-    empty = folder / "empty.cpp"
-    empty.write_text("int main() {}\n")
-    probe = subprocess.run([COMPILER, *flags, empty, "-o", program, "-mavx2"], capture_output=True)
-    x86 = probe.returncode == 0
+    isas = {isa: wide_flags(used) for isa, used in build_record()["isa_flags"].items()}
+    macros = [f"-DBITNET_{isa.upper()}=1" for isa in isas]
     objects = []
     for source in [*sorted(SOURCES.glob("*.cpp")), HERE / "sanitized_main.cpp"]:
-        wide = source.stem.endswith("_avx2")
-        if wide and not x86:
+        isa = source.stem.rpartition("_")[2]
+        if isa in KNOWN_ISAS and isa not in isas:
             continue
         objects.append(folder / f"{source.stem}.o")
-        extra = ["-mavx2", "-mf16c"] if wide else []
-        extra += ["-DBITNET_AVX2=1"] if x86 else []
+        extra = [*macros, *isas.get(isa, [])]
         subprocess.run([COMPILER, *flags, *extra, "-c", source, "-o", objects[-1]], check=True)
+    program = folder / "driver"
     linked = subprocess.run([COMPILER, *flags, *objects, "-o", program], capture_output=True)
     if linked.returncode:
         pytest.skip(f"{COMPILER} cannot link -fsanitize={sanitizer}")
     return program
+
+
+def wide_flags(used):
+    """Return what sets an instruction set's compilation apart: its -m flags."""
+    return [flag for flag in used if flag.startswith("-m")]
 
 
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
