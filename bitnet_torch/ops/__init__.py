@@ -18,6 +18,7 @@ from bitnet_torch.ops.quantize_weight import quantize_weight
 from bitnet_torch.ops.rms_norm import rms_norm
 from bitnet_torch.ops.rms_norm_quantize import rms_norm_quantize
 from bitnet_torch.ops.rope import rope
+from bitnet_torch.ops.rope_kv_write import rope_kv_write
 from bitnet_torch.ops.ternary_linear import ternary_linear
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "rms_norm",
     "rms_norm_quantize",
     "rope",
+    "rope_kv_write",
     "serving_backend",
     "ternary_linear",
     "unpack_codes",

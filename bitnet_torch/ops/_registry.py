@@ -120,10 +120,13 @@ def declare(
         _LIB.impl(name, op.served_by(reference), "CompositeExplicitAutograd")
         # Unregistered, autograd would differentiate the reference's own arithmetic: a gradient
         # through the scales only, wrong, and announced by nothing louder than a warning.
-        chosen = _refusal(name) if gradient is None else gradient
-        torch.library.register_autograd(
-            qualified, chosen.backward, setup_context=chosen.setup, lib=_LIB
-        )
+        if written := written_arguments(op):
+            _LIB.impl(name, _writing(name, overload, written), "Autograd", with_keyset=True)
+        else:
+            chosen = _refusal(name) if gradient is None else gradient
+            torch.library.register_autograd(
+                qualified, chosen.backward, setup_context=chosen.setup, lib=_LIB
+            )
         _OPS[name] = op
         functools.update_wrapper(op, reference)
         return op
@@ -199,6 +202,50 @@ def serving_backend(device_type: str) -> str:
 def all_ops() -> dict[str, Op[Any, Any]]:
     """Return every declared op by name."""
     return dict(_OPS)
+
+
+def written_arguments(op: Op[Any, Any]) -> tuple[int, ...]:
+    """Return the positions of the arguments that the op writes into, by its schema."""
+    arguments = op.overload._schema.arguments  # type: ignore[attr-defined]
+    return tuple(
+        i
+        for i, argument in enumerate(arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+def _writing(name: str, overload: Any, written: tuple[int, ...]) -> Callable[..., Any]:
+    """Return the autograd kernel of an op that writes into arguments: it refuses a gradient.
+
+    ``register_autograd`` does not take such ops. This does what it does, and counts a version
+    up for each tensor written, so that autograd notices if it had been saved.
+    """
+
+    class Refusing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, run: Callable[[], Any], *tensors: Any) -> Any:
+            return run()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            raise NotDifferentiableError(
+                f"{name} writes into a cache and has no gradient; train without a cache", op=name
+            )
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        def run() -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+        for i in written:
+            if args[i] is not None and not args[i].is_inference():
+                torch.autograd.graph.increment_version(args[i])
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return Refusing.apply(run, *tensors)  # type: ignore[no-untyped-call]
+        return run()
+
+    return kernel
 
 
 def _refusal(name: str) -> Gradient:

@@ -41,6 +41,9 @@ int bitnet_cpu_glu_norm_quantize(const void*, const void*, int, int, const void*
                                  float*, int);
 int bitnet_cpu_rope(const void*, int, const float*, const float*, int, const int64_t*, const int64_t*, const int64_t*,
                     int64_t, void*, int);
+int bitnet_cpu_rope_kv_write(const void*, const void*, const void*, int, const float*, const float*, void*, void*,
+                             float*, float*, const int64_t*, const int64_t*, int64_t, int64_t, int64_t, int64_t, int64_t,
+                             int64_t, void*, int);
 }
 
 namespace {
@@ -123,6 +126,25 @@ void run_rows(int64_t M, int64_t K, int dtype, int threads) {
             "rope");
 }
 
+// A cache with room for `spare` tokens more, float or int8; M tokens of K / 2 * 2 elements in 4 and 2 heads.
+void run_cache(int64_t M, int64_t K, int dtype, bool int8, int64_t spare, int threads) {
+    const int64_t B = 2, heads = 4, kv_heads = 2, D = K / 2 * 2, L = M + spare, start = spare / 2;
+    const int64_t size = dtype == 0 ? 4 : 2, slot = int8 ? 1 : size;
+    const auto q = numbers(B * heads * M * D, dtype), k = numbers(B * kv_heads * M * D, dtype);
+    const auto table = numbers(M * D / 2, 0);
+    auto keys = buffer<uint8_t>(B * kv_heads * L * D * slot), values = buffer<uint8_t>(B * kv_heads * L * D * slot);
+    auto key_scale = buffer<float>(B * kv_heads * L), value_scale = buffer<float>(B * kv_heads * L);
+    auto y = buffer<uint8_t>(B * heads * M * D * size);
+    const auto* angles = reinterpret_cast<const float*>(table.get());
+    const int64_t strides[] = {heads * M * D,    M * D, D, kv_heads * M * D, M * D, D, kv_heads * M * D, M * D, D, 0, 0, D / 2,
+                               kv_heads * L * D, L * D, D, kv_heads * L * D, L * D, D, kv_heads * L,     L,     1,
+                               kv_heads * L,     L,     1};
+    require(bitnet_cpu_rope_kv_write(q.get(), k.get(), k.get(), dtype, angles, angles, keys.get(), values.get(),
+                                     int8 ? key_scale.get() : nullptr, int8 ? value_scale.get() : nullptr, &start, strides,
+                                     B, heads, kv_heads, M, D, L, y.get(), threads),
+            "rope_kv_write");
+}
+
 void run_all(int threads) {
     const int64_t Ms[] = {0, 1, 2, 3, 5, 12, 13, 129}, Ns[] = {0, 1, 7, 8, 9, 33, 71}, Ks[] = {0, 1, 15, 16, 17, 255, 300};
     int dtype = 0;
@@ -130,7 +152,10 @@ void run_all(int threads) {
         for (int64_t N : Ns)
             for (int64_t K : Ks) run(M, N, K, dtype = (dtype + 1) % 3, threads);
     for (int64_t M : Ms)
-        for (int64_t K : Ks) run_rows(M, K, dtype = (dtype + 1) % 3, threads);
+        for (int64_t K : Ks) {
+            run_rows(M, K, dtype = (dtype + 1) % 3, threads);
+            run_cache(M, K, dtype, K % 2 == 0, M % 4 + 1, threads);
+        }
     run_rows(150, 2000, 1, threads);
     run_rows(3, 131072, 2, threads);
     run(3, 1500, 2001, 1, threads);

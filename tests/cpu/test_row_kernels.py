@@ -5,7 +5,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitnet_torch.ops import glu, glu_norm_quantize, rms_norm, rms_norm_quantize, rope
+from bitnet_torch.ops import (
+    glu,
+    glu_norm_quantize,
+    rms_norm,
+    rms_norm_quantize,
+    rope,
+    rope_kv_write,
+)
 from tests.bits import same_bits
 from tests.cpu.shapes import DTYPES, INPUTS, plain
 
@@ -55,6 +62,22 @@ def test_rotations_have_the_reference_bits(isa, dtype, make):
         x = make(6, d).to(dtype).reshape(2, 3, d)
         assert agree(rope, x, angle.cos(), angle.sin())
         assert agree(rope, x.transpose(0, 1), angle[:, None].cos(), angle[:, None].sin())
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("make", INPUTS)
+def test_caches_are_written_with_the_reference_bits(isa, dtype, make, int8):
+    for d in (0, 2, 14, 16, 18, 30, 64, 128, 130):
+        angle = torch.rand(1, 1, 3, d // 2) * 100
+        q, k, v = (make(6, d).to(dtype).reshape(1, 2, 3, d) for _ in range(3))
+        caches = []
+        for backend in ("cpu", "reference"):
+            cache = [torch.zeros(1, 2, 5, d, dtype=torch.int8 if int8 else dtype) for _ in range(2)]
+            cache += [torch.zeros(1, 2, 5) if int8 else None for _ in range(2)]
+            arguments = (q, k, v, angle.cos(), angle.sin(), *cache, torch.tensor(1))
+            caches.append((rope_kv_write.impls[backend](*arguments), *cache))
+        assert all(a is None or same_bits(a, b) for a, b in zip(*caches, strict=True))
 
 
 @pytest.mark.parametrize("activation", ["relu2", "silu"])

@@ -3,6 +3,8 @@
 An op that is added without a row in ``ARGUMENTS`` fails the first test.
 """
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from bitnet_torch import ops
 from bitnet_torch.errors import NotDifferentiableError
+from bitnet_torch.ops._registry import written_arguments
 from bitnet_torch.ops.layouts import preferred_layout
 from tests.bits import same_bits
 from tests.cases import DTYPES, activations, codes, leading, seeds, sizes, styles, weights
@@ -40,6 +43,7 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
         "glu": lambda: (x, up, act),
         "glu_norm_quantize": lambda: (x, up, gain if seed % 3 else None, 1e-5, act),
         "rope": lambda: (head, angles.cos(), angles.sin()),
+        "rope_kv_write": lambda: cache_arguments(dtype, lead, k // 2 * 2, n, style, seed),
         "pack_codes": lambda: (t,),
         "unpack_codes": lambda: (packed, n),
         "ternary_linear": lambda: (x_q, x_scale, packed, scale, n, dtype, bias),
@@ -72,12 +76,38 @@ def multi_arguments(x_q, x_scale, sizes, dtype, seed):
     )
 
 
+def cache_arguments(dtype, lead, d, n, style, seed):
+    """Return tokens, tables and a cache with n slots more than there are tokens."""
+    batch, tokens, narrow = 2, min(math.prod(lead), 40), 1 + n % 2
+    q = activations((batch, narrow * (1 + n % 3), tokens, d), dtype, style, seed)
+    k, v = (activations((batch, narrow, tokens, d), dtype, style, seed + i) for i in (1, 2))
+    angles = torch.rand((1 + seed % 2, 1, tokens, d // 2), generator=generator(seed)) * 100
+    cache = empty_cache((batch, narrow, tokens + n, d), dtype, seed)
+    start = torch.tensor(seed % (n + 1))
+    return (q, k, v, angles.cos(), angles.sin(), *cache, start)
+
+
+def empty_cache(shape, dtype, seed):
+    """Return keys, values and scales; int8 for odd seeds. What is not written must stay."""
+    if seed % 2 == 0:
+        return *(torch.full(shape, 7.0, dtype=dtype) for _ in range(2)), None, None
+    codes = (torch.full(shape, 7, dtype=torch.int8) for _ in range(2))
+    return *codes, *(torch.full(shape[:-1], 0.5) for _ in range(2))
+
+
 def generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
 def outputs(result):
     return tuple(result) if isinstance(result, tuple | list) else (result,)
+
+
+def results(op, arguments):
+    """Run an op; return its outputs and what it has written, which are copies."""
+    written = written_arguments(op)
+    copied = [a.clone() if i in written and a is not None else a for i, a in enumerate(arguments)]
+    return (*outputs(op(*copied)), *(copied[i] for i in written if copied[i] is not None))
 
 
 def all_same_bits(got, want):
@@ -103,9 +133,9 @@ def test_backend_has_the_bits_of_the_reference(name, backend, lead, k, n, style,
     for dtype in DTYPES:
         arguments = make_arguments(name, dtype, lead, k, n, style, seed)
         with ops.use_backend("reference"):
-            want = op(*arguments)
+            want = results(op, arguments)
         with ops.use_backend(backend):
-            got = op(*arguments)
+            got = results(op, arguments)
         assert all_same_bits(got, want)
 
 
@@ -172,7 +202,8 @@ def test_backward_is_refused_by_name_not_wrong(name):
     arguments = make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6)
     arguments = each_tensor(lambda a: a.requires_grad_() if is_float(a) else a, arguments)
     result = outputs(ops.all_ops()[name](*arguments))[-1]
-    with pytest.raises(NotDifferentiableError, match=f"{name} works on integer codes"):
+    why = f"{name} (works on integer codes|writes into a cache) and has no gradient"
+    with pytest.raises(NotDifferentiableError, match=why):
         result.sum().backward()
 
 
@@ -216,7 +247,9 @@ def test_compiles_in_one_graph_with_the_same_bits(name, compiler):
         return op(*each_tensor(lambda a: next(rest), arguments))
 
     compiled = compiler(call, fullgraph=True, backend="inductor")
-    assert all_same_bits(compiled(*tensors_of(arguments)), op(*arguments))
+    want = results(op, arguments)
+    written = [arguments[i] for i in written_arguments(op) if arguments[i] is not None]
+    assert all_same_bits((*outputs(compiled(*tensors_of(arguments))), *written), want)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -225,7 +258,9 @@ def test_strided_inputs_are_accepted(name):
     arguments = make_arguments(name, torch.float16, (4, 3), 50, 10, "normal", 3)
     strided = each_tensor(spread, arguments)
     assert any(not a.is_contiguous() for a in tensors_of(strided))
-    assert all_same_bits(op(*strided), op(*arguments))
+    want = results(op, arguments)
+    written = [strided[i] for i in written_arguments(op) if strided[i] is not None]
+    assert all_same_bits((*outputs(op(*strided)), *written), want)
 
 
 def spread(x):
@@ -245,8 +280,8 @@ def test_empty_inputs_give_empty_outputs_of_the_right_shape(name, lead, k, n):
     op = ops.all_ops()[name]
     arguments = make_arguments(name, torch.float32, lead, k, n, "normal", 3)
     with ops.use_backend("reference"):
-        want = op(*arguments)
-    assert all_same_bits(op(*arguments), want)
+        want = results(op, arguments)
+    assert all_same_bits(results(op, arguments), want)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -261,12 +296,13 @@ def test_contract_is_written_in_the_module_of_its_name(name):
 
 @settings(max_examples=20, deadline=None)
 @given(m=st.integers(1, 3), seed=seeds)
-def test_reference_does_not_write_to_its_inputs(m, seed):
+def test_an_op_writes_only_into_the_inputs_that_its_schema_names(m, seed):
     for name in NAMES:
         arguments = make_arguments(name, torch.float32, (m,), 16, 8, "normal", seed)
+        written = [arguments[i] for i in written_arguments(ops.all_ops()[name])]
         kept = [a.clone() for a in tensors_of(arguments)]
         for backend in ("reference", "cpu"):
             with ops.use_backend(backend):
                 ops.all_ops()[name](*arguments)
         for a, b in zip(tensors_of(arguments), kept, strict=True):
-            assert same_bits(a, b)
+            assert same_bits(a, b) or any(a is w for w in written)

@@ -25,6 +25,7 @@ from bitnet_torch_triton import (
     quantize_weight,
     rms_norm,
     rope,
+    rope_kv_write,
     ternary_linear,
 )
 
@@ -60,6 +61,17 @@ def rows():
     sizes = "i32 i32 i32 i32"
     signature = f"*{{f}} *fp32 *fp32 *{{f}} {sizes}"
     yield "_rope_kernel", signature, blocks(rope.CONFIG, "M", "K"), rope.CONFIG
+    yield from cache_rows()
+
+
+def cache_rows():
+    for d in (64, 128, 256):
+        config = rope_kv_write.config_for(d // 2)
+        for cache, scale in (("*{f}", "None"), ("*i8", "*fp32")):
+            written = f"{cache} {cache} {scale} {scale}"
+            pointers = f"*{{f}} *{{f}} *{{f}} *fp32 *fp32 {written} *i64 *{{f}}"
+            signature = f"{pointers} i32 i32 i32 i32 i32 i32"
+            yield "_rope_kv_write_kernel", signature, blocks(config, "M", "K"), config
 
 
 def weight_rows():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from bitnet_torch import ops
 from bitnet_torch.errors import DeviceError, QuantizationError
+from bitnet_torch.ops._registry import written_arguments
 from bitnet_torch.ops.layouts import EXCHANGE, preferred_layout
 from tests.bits import same_bits
 from tests.cases import DTYPES, SHAPES, STYLES, codes, leading, seeds, styles
@@ -32,15 +33,25 @@ def arguments_of(name, *case):
     return arguments
 
 
-def run(name, *arguments):
-    """Run the kernel on its device; return the outputs on the CPU."""
-    kernel = ops.all_ops()[name].impls["triton"]
-    return outputs_on_cpu(kernel(*map(on_device, arguments)))
+def run(name, *arguments, backend="triton"):
+    """Run the kernel on its device; return the outputs, and what it has written, on the CPU.
+
+    What it writes into are copies, which keep a view's strides only if they are dense.
+    """
+    op = ops.all_ops()[name]
+    written = written_arguments(op)
+    device = on_device if backend == "triton" else lambda value: value
+    placed = [
+        device(a).clone() if i in written and a is not None else device(a)
+        for i, a in enumerate(arguments)
+    ]
+    out = outputs_on_cpu(op.impls[backend](*placed))
+    return (*out, *outputs_on_cpu(tuple(placed[i] for i in written if placed[i] is not None)))
 
 
 def agrees(name, *arguments):
     """Return whether the kernel has the reference's bits for these arguments."""
-    want = outputs_on_cpu(ops.all_ops()[name].impls["reference"](*arguments))
+    want = run(name, *arguments, backend="reference")
     got = run(name, *arguments)
     return all(same_bits(g, w) for g, w in zip(got, want, strict=True))
 
@@ -140,6 +151,24 @@ def test_rope_reads_tables_of_every_broadcast_shape(table):
     x = torch.randn(2, 3, 4, 5, 6)
     angles = torch.randn(*table, 3)
     assert agrees("rope", x, angles.cos(), angles.sin())
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_slots_outside_the_cache_are_not_written(kind):
+    q, k, v, cos, sin, *cache, _ = make_arguments(
+        "rope_kv_write", torch.float32, (4,), 16, 5, "normal", kind
+    )
+    length = cache[0].shape[2]
+    for start in (-2, length - 2, length, -9, 2**40):
+        placed = [None if c is None else on_device(c.clone()) for c in cache]
+        kernel = ops.all_ops()["rope_kv_write"].impls["triton"]
+        kernel(*map(on_device, (q, k, v, cos, sin)), *placed, on_device(torch.tensor(start)))
+        for before, after in zip(cache, placed, strict=True):
+            if before is not None:
+                hit = [at for at in range(start, start + 4) if 0 <= at < length]
+                kept = [at for at in range(length) if at not in hit]
+                assert same_bits(after.cpu()[:, :, kept], before[:, :, kept])
+                assert not hit or not torch.equal(after.cpu()[:, :, hit], before[:, :, hit])
 
 
 @pytest.mark.parametrize("value", [1.0, 1e-5, 9e-6, 1e-38, 2.0**-149, 3e38, 0.3])

@@ -49,5 +49,6 @@ def load() -> None:
         rms_norm,
         rms_norm_quantize,
         rope,
+        rope_kv_write,
         ternary_linear,
     )

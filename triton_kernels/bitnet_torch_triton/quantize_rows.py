@@ -44,7 +44,7 @@ def _quantize_rows_kernel(
         inside = present & (column < K)
         x = _load(x_ptr, u_ptr, weight_ptr, r, row, column, inside, ACTIVATION)
         peaks = tl.maximum(peaks, magnitude(x))
-    bad, inv, scale = _scales(tl.max(peaks, axis=1))
+    bad, inv, scale = row_scales(tl.max(peaks, axis=1))
     tl.store(scale_ptr + m, scale, mask=m < M)
     for k in range(0, K, BLOCK_K):
         column = k + tl.arange(0, BLOCK_K)[None, :]
@@ -64,7 +64,7 @@ def _load(x_ptr, u_ptr, weight_ptr, r, row, column, inside, ACTIVATION: tl.const
 
 
 @triton.jit
-def _scales(peak):
+def row_scales(peak):
     """Return (bad, inv, x_scale) of a row whose peak has these bits."""
     bad = peak > TWO_TO_126
     amax = tl.maximum(tl.where(bad, 0, peak).to(tl.float32, bitcast=True), 1e-5)
