@@ -26,7 +26,7 @@ FOLDER = "bitnet_torch/cpu"
 RECORD = "_build.json"
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
-IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+MACHINE = platform.machine().lower()
 # Instruction sets that this machine's compiler is asked for: file suffix -> flags. Each
 # defines BITNET_<NAME> for the table in isa.cpp.
 _AVX2 = ["-mavx2", "-mf16c"]
@@ -43,9 +43,15 @@ X86_FLAGS = {
         "msvc": ["/arch:AVX512"],
     },
 }
-# What to try; a compiler that does not know one builds the library without it (see `_known`).
-ISA_FLAGS = X86_FLAGS if IS_X86 else {}
-KNOWN_ISAS = tuple(X86_FLAGS)
+ARM_FLAGS = {"neondot": {"unix": ["-march=armv8.2-a+dotprod"], "msvc": ["/arch:armv8.2"]}}
+KNOWN_ISAS = (*X86_FLAGS, *ARM_FLAGS)
+# What to try here; a compiler that does not know one builds the library without it.
+if MACHINE in ("x86_64", "amd64"):
+    ISA_FLAGS = X86_FLAGS
+elif MACHINE in ("aarch64", "arm64") and sys.platform != "win32":
+    ISA_FLAGS = ARM_FLAGS
+else:
+    ISA_FLAGS = {}
 # Results are defined to the bit, so neither contraction (FMA) nor anything from a user's
 # CFLAGS may change a rounding: the last flag wins.
 FLAGS = {

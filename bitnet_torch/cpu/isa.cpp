@@ -12,6 +12,10 @@
 #include <cpuid.h>
 #endif
 #endif
+#if defined(BITNET_NEONDOT) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace bitnet {
 namespace {
@@ -64,6 +68,18 @@ bool has_avx512vnni() {
 #endif
 #endif
 
+#if defined(BITNET_NEONDOT)
+bool has_neondot() {
+#if defined(__APPLE__)
+    return true;  // every Apple processor of this architecture
+#elif defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 struct Row {
     bool (*supported)();
     Kernels kernels;
@@ -76,6 +92,9 @@ constexpr Kernels with_product(Kernels base, const char* name, void (*ternary_pa
     return base;
 }
 
+constexpr Kernels kScalar = {"scalar", scalar::quantize_row, scalar::row_sum, scalar::weight_max, scalar::weight_sum,
+     scalar::weight_codes, scalar::ternary_panels, scalar::widen_row, scalar::narrow_row, scalar::norm_row, scalar::glu_row,
+     scalar::rope_row};
 #if defined(BITNET_AVX2)
 constexpr Kernels kAvx2 = {
     "avx2", avx2::quantize_row, avx2::row_sum, avx2::weight_max, avx2::weight_sum, avx2::weight_codes,
@@ -85,10 +104,7 @@ constexpr Kernels kAvx2 = {
 
 // Ordered from the plainest to the fastest: the last supported row is chosen.
 const Row kTable[] = {
-    {always,
-     {"scalar", scalar::quantize_row, scalar::row_sum, scalar::weight_max, scalar::weight_sum,
-      scalar::weight_codes, scalar::ternary_panels, scalar::widen_row, scalar::narrow_row, scalar::norm_row, scalar::glu_row,
-      scalar::rope_row}},
+    {always, kScalar},
 #if defined(BITNET_AVX2)
     {has_avx2, kAvx2},
 #if defined(BITNET_AVXVNNI)
@@ -97,6 +113,9 @@ const Row kTable[] = {
 #if defined(BITNET_AVX512VNNI)
     {has_avx512vnni, with_product(kAvx2, "avx512vnni", avx512vnni::ternary_panels)},
 #endif
+#endif
+#if defined(BITNET_NEONDOT)
+    {has_neondot, with_product(kScalar, "neondot", neondot::ternary_panels)},
 #endif
 };
 constexpr int kRows = static_cast<int>(sizeof kTable / sizeof kTable[0]);

@@ -70,11 +70,14 @@ namespace avx2 {
 BITNET_DECLARE_KERNELS
 }
 #undef BITNET_DECLARE_KERNELS
-// These borrow everything else from avx2.
+// These borrow everything else: the first two from avx2, the last from scalar.
 namespace avxvnni {
 void ternary_panels(const TernaryJob&, int64_t, int64_t);
 }
 namespace avx512vnni {
+void ternary_panels(const TernaryJob&, int64_t, int64_t);
+}
+namespace neondot {
 void ternary_panels(const TernaryJob&, int64_t, int64_t);
 }
 

@@ -1,6 +1,6 @@
 // Ternary product, AVX-512 with VNNI: two panels in a vector, 32 registers.
 #define BITNET_DPBUSD256 _mm256_dpbusd_epi32
-#include "ternary_vnni256.hpp"
+#include "ternary_dot256.hpp"
 
 namespace bitnet {
 namespace {
@@ -25,6 +25,8 @@ struct Wide512 {
     static BITNET_INLINE Vec plus(Vec a, Vec b) { return _mm512_add_epi32(a, b); }
     static BITNET_INLINE Vec quarter(Vec a) { return _mm512_srai_epi32(a, 2); }
     static BITNET_INLINE Vec dot(Vec sum, Vec codes, Vec x) { return _mm512_dpbusd_epi32(sum, codes, x); }
+    static BITNET_INLINE void prefetch(const void* p) { bitnet::prefetch(p); }
+    static constexpr auto epilogue = store_sums;
     static BITNET_INLINE void store(int32_t* p, Vec a) { _mm512_storeu_si512(p, a); }
 };
 

@@ -1,6 +1,6 @@
 // Ternary product, AVX-VNNI: one panel in a vector, 16 registers (Intel from Alder Lake on, AMD from Zen 5 on).
 #define BITNET_DPBUSD256 _mm256_dpbusd_avx_epi32
-#include "ternary_vnni256.hpp"
+#include "ternary_dot256.hpp"
 
 namespace bitnet {
 namespace avxvnni {

@@ -29,7 +29,7 @@ def isa(built, request):
     yield from _on(request.param)
 
 
-@pytest.fixture(params=["scalar", "avx2", "avxvnni", "avx512vnni"])
+@pytest.fixture(params=["scalar", "avx2", "avxvnni", "avx512vnni", "neondot"])
 def product_isa(built, request):
     """Run the test on each instruction set that has a ternary product of its own."""
     yield from _on(request.param)

@@ -11,7 +11,7 @@ import pytest
 from bitnet_torch.cpu._library import build_record
 
 HERE = Path(__file__).parent
-KNOWN_ISAS = ("avx2", "avxvnni", "avx512vnni")
+KNOWN_ISAS = ("avx2", "avxvnni", "avx512vnni", "neondot")
 SOURCES = HERE.parents[1] / "bitnet_torch" / "cpu"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 

@@ -63,13 +63,24 @@ bool agrees(Product product, const Case& c, DType dtype) {
 
 }  // namespace
 
-int main() {
+#if defined(__aarch64__)
+extern "C" const char* bitnet_cpu_isa();
+#endif
+
+int main(int count, char**) {
+#if defined(__aarch64__)
+    if (count > 1) return std::puts(bitnet_cpu_isa()) < 0;
+#endif
     const struct {
         const char* name;
         Product product;
-    } products[] = {{"avx2", avx2::ternary_panels},
-                    {"avxvnni", avxvnni::ternary_panels},
-                    {"avx512vnni", avx512vnni::ternary_panels}};
+    } products[] = {
+#if defined(__aarch64__)
+        {"neondot", neondot::ternary_panels},
+#else
+        {"avx2", avx2::ternary_panels}, {"avxvnni", avxvnni::ternary_panels}, {"avx512vnni", avx512vnni::ternary_panels},
+#endif
+    };
     std::vector<Case> cases;
     for (int64_t M : {1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 17, 25, 131})
         for (int64_t N : {1, 7, 8, 33, 100})

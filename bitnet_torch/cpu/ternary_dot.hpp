@@ -1,14 +1,18 @@
-// Ternary product with the byte dot product (vpdpbusd: unsigned codes times signed x, four products added into an int32
-// lane), written once for every width. A `Wide` says how: its vector, how many panels one vector holds, and the
-// instructions. int32 sums of codes 0, 1, 2 need no widening: |sum| <= 2 * 128 * 131072 = 2^25.
+// Ternary product with a byte dot product (vpdpbusd, sdot: four products of codes and x added into an int32 lane),
+// written once for every width. A `Wide` says how: its vector, how many panels one vector holds, the instructions, and the
+// epilogue. int32 sums of codes 0, 1, 2 need no widening: |sum| <= 2 * 128 * 131072 = 2^25.
 //
 // The panels that a vector or a tile takes at a time lie far apart ("streams"): adjacent ones share pages and hardware
 // prefetchers, and cannot keep enough cache misses in flight (ternary_gemv_avx2.cpp).
 #pragma once
-#include "ternary_avx2.hpp"
+#include "isa.hpp"
+#include "number.hpp"
+#include "panel8.hpp"
 
 namespace bitnet {
 namespace {
+
+constexpr int64_t kAhead = 3072;  // bytes from use to prefetch, see ternary_avx2.hpp
 
 // The i-th set of kStreams panels out of [first, last), `apart` panels from one another. A stream that runs past the end
 // repeats the last panel, which is then written again with the same values.
@@ -26,14 +30,6 @@ struct PanelSet {
     }
 };
 
-// Through the epilogue: sums of one token, 8 for each of the panels. Out of line, and from memory: inlined for every token,
-// it would keep the compiler from holding the sums of the loop before it in registers.
-BITNET_NOINLINE void store_sums(const TernaryJob& job, int64_t m, const int64_t* panel, int panels, const int32_t* sums) {
-    const V x_sum = _mm256_set1_epi32(job.x_sum[m]);
-    for (int i = 0; i < panels; ++i)
-        store_panel(job, m, panel[i], _mm256_sub_epi32(load(sums + i * kPanelRows), x_sum));
-}
-
 // One token. For each vector of packed bytes: 1 shift, 4 and, 4 dot products. Planes 1 and 3 are not shifted down: their
 // codes count as 0, 4, 8 in a second sum, and the final shift by 2 is exact.
 template <class Wide, int kVectors>
@@ -47,7 +43,7 @@ BITNET_INLINE void one_token(const TernaryJob& job, const PanelSet<kVectors * Wi
         // Each 64-byte line once: a line is two steps, and a step asks for the lines of half of the streams.
         constexpr int kHalf = kVectors * Wide::kPanels / 2;
         const int from = at & kStepBytes ? 0 : kHalf;
-        for (int j = 0; j < kHalf; ++j) prefetch(set.w[from + j] + at + kPrefetchBytes);
+        for (int j = 0; j < kHalf; ++j) Wide::prefetch(set.w[from + j] + at + kAhead);
         for (int i = 0; i < kVectors; ++i) {
             Vec v = Wide::load(set.w + i * Wide::kPanels, at);
             a[i] = Wide::dot(a[i], Wide::both(v, low), Wide::four(x));
@@ -61,7 +57,7 @@ BITNET_INLINE void one_token(const TernaryJob& job, const PanelSet<kVectors * Wi
     alignas(64) int32_t sums[kPanels * kPanelRows];
     for (int i = 0; i < kVectors; ++i)
         Wide::store(sums + i * Wide::kPanels * kPanelRows, Wide::plus(a[i], Wide::quarter(b[i])));
-    store_sums(job, 0, set.panel, kPanels, sums);
+    Wide::epilogue(job, 0, set.panel, kPanels, sums);
 }
 
 // kTokens tokens from m on, all sums in registers; the codes are unpacked in registers too.
@@ -77,7 +73,7 @@ BITNET_INLINE void tile(const TernaryJob& job, const PanelSet<kVectors * Wide::k
     for (int64_t at = 0, end = job.K_padded * 2; at < end; at += kStepBytes, x += kStepK) {
         Vec v[kVectors];
         for (int i = 0; i < kVectors; ++i) {
-            prefetch(set.w[i * Wide::kPanels + (at & kStepBytes ? 0 : Wide::kPanels - 1)] + at + kPrefetchBytes);
+            Wide::prefetch(set.w[i * Wide::kPanels + (at & kStepBytes ? 0 : Wide::kPanels - 1)] + at + kAhead);
             v[i] = Wide::load(set.w + i * Wide::kPanels, at);
         }
         for (int plane = 0; plane < 4; ++plane) {
@@ -96,7 +92,9 @@ BITNET_INLINE void tile(const TernaryJob& job, const PanelSet<kVectors * Wide::k
     alignas(64) int32_t sums[kTokens][kPanels * kPanelRows];
     for (int t = 0; t < kTokens; ++t)
         for (int i = 0; i < kVectors; ++i) Wide::store(sums[t] + i * Wide::kPanels * kPanelRows, sum[t][i]);
-    for (int t = 0; t < kTokens; ++t) store_sums(job, m + t, set.panel, kPanels, sums[t]);
+    // From memory and out of line: inlined for every token, the epilogue would keep the compiler from holding the sums of
+    // the loop above in registers.
+    for (int t = 0; t < kTokens; ++t) Wide::epilogue(job, m + t, set.panel, kPanels, sums[t]);
 }
 
 // A tile of `count` tokens, at most kTokens.
