@@ -29,7 +29,7 @@ SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 MACHINE = platform.machine().lower()
 # Instruction sets that this machine's compiler is asked for: file suffix -> flags. Each
 # defines BITNET_<NAME> for the table in isa.cpp.
-_AVX2 = ["-mavx2", "-mf16c"]
+_AVX2 = ["-mavx2", "-mf16c", "-mfma"]
 X86_FLAGS = {
     "avx2": {"unix": _AVX2, "msvc": ["/arch:AVX2"]},
     "avxvnni": {"unix": [*_AVX2, "-mavxvnni"], "msvc": ["/arch:AVX2"]},

@@ -17,6 +17,7 @@ def load() -> None:
     # Here and not at the top: importing a launcher loads the library.
     from bitnet_torch.cpu import (  # noqa: F401
         bit_linear,
+        float_linear,
         glu,
         glu_norm_quantize,
         multi_ternary_linear,

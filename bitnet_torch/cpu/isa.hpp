@@ -24,6 +24,19 @@ struct TernaryJob {
     int64_t tokens, N, K_padded;
 };
 
+// A float product over some rows of x; strides and counts are in elements.
+struct FloatJob {
+    const float* x;    // tokens rows, x_stride apart, +0 from K to x_stride: the next multiple of 8
+    int64_t x_stride;
+    const void* w;     // N x K of w_dtype
+    DType w_dtype;
+    const void* bias;  // null, or N values of bias_dtype
+    DType bias_dtype;
+    void* y;           // tokens x N, without padding
+    DType y_dtype;
+    int64_t tokens, N, K;
+};
+
 enum Activation : int { kRelu2 = 0, kSilu = 1 };
 inline bool valid_activation(int code) { return code == kRelu2 || code == kSilu; }
 
@@ -44,6 +57,8 @@ struct Kernels {
     void (*norm_row)(const void* x, DType dtype, const float* weight, int64_t K, float eps, DType rounded, float* y);
     // act(g) * u; h is float32 but holds values of `dtype`.
     void (*glu_row)(const void* g, const void* u, DType dtype, int64_t count, Activation activation, float* h);
+    void (*float_rows)(const FloatJob& job, int64_t first, int64_t last);  // all tokens, weight rows [first, last)
+    float (*float_dot)(const float* x, const void* w, DType dtype, int64_t K);  // one output of it, unrounded
     // Turns the pairs (j, j + half) of one head.
     void (*rope_row)(const void* x, DType dtype, const float* cos, const float* sin, int64_t half, void* y);
 };
@@ -61,6 +76,8 @@ const Kernels& kernels();  // the chosen row: the last supported one, or the for
     void narrow_row(const float*, int64_t, DType, void*);                                             \
     void norm_row(const void*, DType, const float*, int64_t, float, DType, float*);                   \
     void glu_row(const void*, const void*, DType, int64_t, Activation, float*);                       \
+    void float_rows(const FloatJob&, int64_t, int64_t);                                               \
+    float float_dot(const float*, const void*, DType, int64_t);                                       \
     void rope_row(const void*, DType, const float*, const float*, int64_t, void*);
 
 namespace scalar {

@@ -17,7 +17,7 @@ from bitnet_torch.io.scales import ExactScale, parse_scales, resolve_scale
 from bitnet_torch.io.tensor_file import TensorFile, open_tensors
 from bitnet_torch.io.tokenizer import ByteTokenizer, IdsOnly, Tokenizer
 from bitnet_torch.models import CausalLM
-from bitnet_torch.nn import PackedBitLinear, convert
+from bitnet_torch.nn import PackedBitLinear, convert, is_plain_linear
 from bitnet_torch.ops._checks import FLOATS
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -116,7 +116,7 @@ def _read_model(
     if packed:
         _read_packed_layers(file, model, packed, config, device)
     elif ternary:
-        kept = [n for n, m in model.named_modules() if type(m) is nn.Linear and n not in ternary]
+        kept = [n for n, m in model.named_modules() if is_plain_linear(m) and n not in ternary]
         convert(model, exclude=kept)
     masters = {f"{name}.weight" for name in ternary if name not in packed}
     _read_floats(file, model, masters, device, dtype)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitnet_torch.errors import CheckpointError, ConfigurationError
 from bitnet_torch.io.atomic import atomic_folder
@@ -19,7 +19,7 @@ from bitnet_torch.io.scales import METADATA_KEY, ExactScale, describe_scale, ren
 from bitnet_torch.io.tensor_file import write_tensors
 from bitnet_torch.io.tokenizer import ByteTokenizer, IdsOnly, Tokenizer
 from bitnet_torch.models import CausalLM
-from bitnet_torch.nn import BitLinear, PackedBitLinear
+from bitnet_torch.nn import BitLinear, PackedBitLinear, is_plain_linear
 
 Ternary = BitLinear | PackedBitLinear
 
@@ -97,7 +97,7 @@ def _describe_quantization(
         raise ConfigurationError("the model has no ternary layer to pack; save it as 'hf-master'")
     if not ternary:
         return None
-    kept = [n for n, m in model.named_modules() if type(m) is nn.Linear]
+    kept = [n for n, m in model.named_modules() if is_plain_linear(m)]
     return Quantization(packed, not_converted=tuple(dict.fromkeys(("lm_head", *kept))))
 
 

@@ -2,8 +2,9 @@
 
 One class serves both families; :class:`~bitnet_torch.models.config.ModelConfig` says which
 norms and which activation it has. The linear layers are made by the class given, so the
-same decoder trains in full precision (``nn.Linear``), trains ternary (``BitLinear``) and, after
-``pack``, infers. Parameter names are those of Hugging Face.
+same decoder trains in full precision (``nn.Linear``, made as ``FloatLinear``, whose sums have one
+order), trains ternary (``BitLinear``) and, after ``pack``, infers. Parameter names are those of
+Hugging Face.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bitnet_torch.models.head import logits_of
 from bitnet_torch.models.linear import LinearClass
 from bitnet_torch.models.norm import RMSNorm
 from bitnet_torch.models.rotary import RotaryTables
-from bitnet_torch.nn import BitLinear
+from bitnet_torch.nn import BitLinear, FloatLinear
 
 INITIAL_STD = 0.02
 
@@ -66,7 +67,8 @@ class CausalLM(nn.Module):
 
     Args:
         config: Sizes and switches.
-        linear: Class of the layers' projections; the head is made in full precision.
+        linear: Class of the layers' projections, ``nn.Linear`` standing for ``FloatLinear``; the
+            head is made in full precision.
         device: Where the parameters lie; ``"meta"`` makes the shape of a model only.
         dtype: Dtype of the parameters; PyTorch's default if None.
     """
@@ -80,11 +82,12 @@ class CausalLM(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        linear = FloatLinear if linear is nn.Linear else linear
         self.model = Decoder(config, linear, device, dtype)
         self.lm_head = (
             None
             if config.tie_word_embeddings
-            else nn.Linear(
+            else FloatLinear(
                 config.hidden_size, config.vocab_size, bias=False, device=device, dtype=dtype
             )
         )

@@ -2,16 +2,19 @@
 
 from bitnet_torch.nn.bit_linear import BitLinear
 from bitnet_torch.nn.convert import ConversionReport, Skipped, convert
+from bitnet_torch.nn.float_linear import FloatLinear, is_plain_linear
 from bitnet_torch.nn.pack import PackedLayer, PackReport, pack
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
 
 __all__ = [
     "BitLinear",
     "ConversionReport",
+    "FloatLinear",
     "PackReport",
     "PackedBitLinear",
     "PackedLayer",
     "Skipped",
     "convert",
+    "is_plain_linear",
     "pack",
 ]

@@ -6,8 +6,6 @@ quantisers work in float32 whatever they are given.
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor
 
@@ -22,10 +20,3 @@ def autocast_input(x: Tensor) -> Tensor:
     """Return ``x`` in the autocast dtype of its device, or as it is outside autocast."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if in_autocast(device) else x
-
-
-def without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
-    """Return a block in which products on ``device`` keep the dtype they are given."""
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bitnet_torch.errors import ConfigurationError
-from bitnet_torch.nn._autocast import autocast_input, without_autocast
+from bitnet_torch.nn._autocast import autocast_input
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
+from bitnet_torch.ops._autocast import without_autocast
 from bitnet_torch.ops._checks import check_features, check_k
 from bitnet_torch.ops.pack_codes import unpack_codes
 from bitnet_torch.ops.quantize_activation import quantize_activation

@@ -18,6 +18,7 @@ from torch import nn
 
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.nn.bit_linear import BitLinear
+from bitnet_torch.nn.float_linear import is_plain_linear
 from bitnet_torch.ops._checks import FLOATS, MAX_K
 from bitnet_torch.ops.quantize_weight import GRANULARITIES
 
@@ -138,7 +139,7 @@ def _reason_to_skip(
     for pattern in exclude:
         if any(fnmatch.fnmatchcase(n, pattern) for n in (*names, *lasts)):
             return f"excluded by {pattern!r}"
-    if type(module) is not nn.Linear:
+    if not is_plain_linear(module):
         return f"is a {type(module).__name__}, a subclass whose forward may differ"
     if set(lasts) & set(ROUTERS) and module.out_features < module.in_features:
         return "looks like a mixture-of-experts router, whose choices ternary weights would change"

@@ -8,6 +8,7 @@ from bitnet_torch.ops._registry import (
 )
 from bitnet_torch.ops.backends import load_backends
 from bitnet_torch.ops.bit_linear import bit_linear, bit_linear_prepacked
+from bitnet_torch.ops.float_linear import float_linear
 from bitnet_torch.ops.glu import glu
 from bitnet_torch.ops.glu_norm_quantize import glu_norm_quantize
 from bitnet_torch.ops.multi_ternary_linear import multi_ternary_linear
@@ -26,6 +27,7 @@ __all__ = [
     "available_backends",
     "bit_linear",
     "bit_linear_prepacked",
+    "float_linear",
     "glu",
     "glu_norm_quantize",
     "load_backends",

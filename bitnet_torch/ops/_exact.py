@@ -28,3 +28,23 @@ def sqrt_rn(x: Tensor) -> Tensor:
     if x.device.type == "mps":  # which has no float64
         return x.cpu().to(torch.float64).sqrt().to(torch.float32).to(x.device)
     return x.to(torch.float64).sqrt().to(torch.float32)
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Return float32 ``a * b + c``, rounded once, of float32 tensors.
+
+    In float64 the product is exact and the sum is not: rounding that twice may be wrong. So an
+    inexact sum takes, of the two float64 numbers around it, the odd one, which is never half-way
+    between two float32 numbers; then the second rounding is right (Boldo and Melquiond 2008).
+    """
+    if a.device.type == "mps":  # which has no float64
+        return fma(a.cpu(), b.cpu(), c.cpu()).to(a.device)
+    product, addend = a.to(torch.float64) * b.to(torch.float64), c.to(torch.float64)
+    total = product + addend
+    other = total - product
+    error = (product - (total - other)) + (addend - other)
+    bits = total.view(torch.int64)
+    even = (error != 0) & total.isfinite() & (bits & 1 == 0)
+    away = (error > 0) == (total > 0)
+    nearest_odd = torch.where(away, bits + 1, bits - 1)
+    return torch.where(even, nearest_odd, bits).view(torch.float64).to(torch.float32)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.nn import is_plain_linear
 from bitnet_torch.ops import quantize_weight
 
 TWN_THRESHOLD = 0.7
@@ -93,7 +94,7 @@ def ternarised(model: nn.Module, method: str, exclude: str = "lm_head") -> nn.Mo
     layers = [
         module
         for name, module in result.named_modules()
-        if type(module) is nn.Linear and name.rpartition(".")[2] != exclude
+        if is_plain_linear(module) and name.rpartition(".")[2] != exclude
     ]
     if not layers:
         raise ConfigurationError(f"{type(model).__name__} has no nn.Linear to ternarise")

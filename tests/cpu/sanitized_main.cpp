@@ -39,6 +39,8 @@ int bitnet_cpu_rms_norm_quantize(const void*, int, const void*, int, float, int6
 int bitnet_cpu_glu(const void*, const void*, int, int, int64_t, void*, int);
 int bitnet_cpu_glu_norm_quantize(const void*, const void*, int, int, const void*, int, float, int64_t, int64_t, int8_t*,
                                  float*, int);
+int bitnet_cpu_float_linear(const void*, int, const void*, int, const void*, int, void*, int, int64_t, int64_t, int64_t,
+                            int);
 int bitnet_cpu_rope(const void*, int, const float*, const float*, int, const int64_t*, const int64_t*, const int64_t*,
                     int64_t, void*, int);
 int bitnet_cpu_rope_kv_write(const void*, const void*, const void*, int, const float*, const float*, void*, void*,
@@ -96,6 +98,8 @@ void run(int64_t M, int64_t N, int64_t K, int dtype, int threads) {
     require(bitnet_cpu_bit_linear(x.get(), dtype, panels.get(), panels_bytes, w_scale.get(), N, bias.get(), dtype, y.get(),
                                   M, N, K, threads),
             "bit_linear");
+    require(bitnet_cpu_float_linear(x.get(), dtype, w.get(), dtype, bias.get(), dtype, y.get(), dtype, M, N, K, threads),
+            "float_linear");
 }
 
 // The ops on rows: the weight in another dtype than x, and heads strided as a projection leaves them.

@@ -14,7 +14,7 @@ from torch import nn
 from bitnet_torch.errors import CheckpointError, ConfigurationError, DeviceError, QuantizationError
 from bitnet_torch.io import ByteTokenizer, atomic, load_pretrained, save_pretrained, saving
 from bitnet_torch.io.scales import METADATA_KEY
-from bitnet_torch.nn import BitLinear, PackedBitLinear, convert, pack
+from bitnet_torch.nn import BitLinear, FloatLinear, PackedBitLinear, convert, pack
 from tests.bits import same_bits
 from tests.models.tiny import tiny_model
 
@@ -67,7 +67,7 @@ def test_a_float_model_stays_float(tmp_path):
     model = tiny_model(nn.Linear)
     save_pretrained(model, tmp_path / "m", "hf-master")
     loaded, _ = load_pretrained(tmp_path / "m")
-    assert projection_class(loaded) is nn.Linear
+    assert projection_class(loaded) is FloatLinear
     assert same_bits(loaded(IDS), model(IDS))
     with pytest.raises(ConfigurationError, match="no ternary layer to pack"):
         save_pretrained(model, tmp_path / "m", "hf-packed")
@@ -79,7 +79,7 @@ def test_layers_that_were_not_converted_stay_float(tmp_path, format):
     convert(model, exclude=("lm_head", PROJECTION))
     save_pretrained(model, tmp_path / "m", format)
     loaded, _ = load_pretrained(tmp_path / "m")
-    assert projection_class(loaded) is nn.Linear
+    assert projection_class(loaded) is FloatLinear
     assert same_bits(loaded(IDS), model(IDS))
 
 

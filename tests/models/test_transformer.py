@@ -7,8 +7,9 @@ from torch import nn
 
 from bitnet_torch.errors import DTypeError, GenerationError, ShapeError
 from bitnet_torch.models import CausalLM
-from bitnet_torch.nn import BitLinear, PackedBitLinear, convert, pack
-from bitnet_torch.ops import use_backend
+from bitnet_torch.models.head import logits_of
+from bitnet_torch.nn import BitLinear, FloatLinear, PackedBitLinear, convert, pack
+from bitnet_torch.ops import float_linear, use_backend
 from tests.bits import same_bits
 from tests.models.tiny import rounding_bound, tiny_config, tiny_model
 
@@ -125,7 +126,7 @@ def test_converting_a_float_model_ternarises_all_but_the_head():
     reference.load_state_dict(model.state_dict())
     ids = torch.randint(96, (1, 9))
     assert same_bits(model(ids), reference(ids))
-    assert type(model.lm_head) is nn.Linear
+    assert type(model.lm_head) is FloatLinear
 
 
 def test_a_head_that_was_made_ternary_computes_as_one_in_both_forms():
@@ -145,13 +146,15 @@ def test_a_head_that_was_made_ternary_computes_as_one_in_both_forms():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_float_head_is_one_product_in_its_dtype_widened_to_float32(dtype, tied):
+def test_a_float_head_is_one_product_that_is_never_rounded_to_its_dtype(dtype, tied):
     model = tiny_model(nn.Linear, dtype=dtype, tie_word_embeddings=tied)
     ids, seen = torch.randint(96, (2, 9)), []
     model.model.norm.register_forward_hook(lambda module, inputs, out: seen.append(out))
     logits = model(ids)
     weight = (model.model.embed_tokens if tied else model.lm_head).weight
-    assert same_bits(logits, nn.functional.linear(seen[0], weight).float())
+    assert same_bits(logits, float_linear(seen[0], weight, None, torch.float32))
+    if dtype != torch.float32:
+        assert not torch.equal(logits, logits.to(dtype).float())
 
 
 def test_a_model_on_the_meta_device_is_its_shape_only():
@@ -207,9 +210,21 @@ def test_an_id_that_is_not_in_the_vocabulary_is_named_with_its_place_and_the_bou
 
 
 def test_layers_are_of_the_class_given_and_the_head_is_float():
-    for linear in (nn.Linear, BitLinear):
+    for linear, made in ((nn.Linear, FloatLinear), (BitLinear, BitLinear)):
         model = tiny_model(linear)
-        assert type(model.model.layers[0].mlp.up_proj) is linear
-        assert type(model.lm_head) is nn.Linear
+        assert type(model.model.layers[0].mlp.up_proj) is made
+        assert type(model.lm_head) is FloatLinear
     pack(model)
     assert type(model.model.layers[0].mlp.up_proj) is PackedBitLinear
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_gives_a_token_the_same_bits_in_any_batch(dtype, tied):
+    model = tiny_model(BitLinear, dtype=dtype, tie_word_embeddings=tied)
+    hidden = torch.randn(40, 48).to(dtype)
+    weight = model.model.embed_tokens.weight
+    together = logits_of(hidden, model.lm_head, weight)
+    for m in (1, 2, 3, 13):
+        assert same_bits(logits_of(hidden[:m], model.lm_head, weight), together[:m])

@@ -56,8 +56,20 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
             n,
             bias,
         ),
+        "float_linear": lambda: (x, other_dtype(n, k, dtype, seed), bias, out_dtype(dtype, seed)),
         "multi_ternary_linear": lambda: multi_arguments(x_q, x_scale, (n, n // 2 + 1), dtype, seed),
     }[name]()
+
+
+def other_dtype(n, k, dtype, seed):
+    """Return weights (N, K) of a dtype that need not be x's: for bfloat16, where gradients are
+    looked at, it is."""
+    kinds = (dtype, dtype if dtype == torch.bfloat16 else DTYPES[seed // 5 % 3])
+    return weights(n, k, dtype, "normal", seed).to(kinds[seed % 2])
+
+
+def out_dtype(dtype, seed):
+    return (None, torch.float32, dtype)[seed // 3 % 3]
 
 
 def multi_arguments(x_q, x_scale, sizes, dtype, seed):

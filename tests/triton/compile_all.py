@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 import bitnet_torch_triton
 from bitnet_torch_triton import (
+    float_linear,
     glu,
     pack_codes,
     quantize_pack_weight,
@@ -88,6 +89,10 @@ def weight_rows():
 
 
 def product_rows():
+    signature = "*{f} *{f} %s *{f} i32 i32 i32"
+    config = float_linear.CONFIG
+    for bias in ("None", "*fp32"):
+        yield "_float_linear_kernel", signature % bias, blocks(config, "M", "R", "K"), config
     for per_row, bias in ((False, "*{f}"), (True, "None")):
         pointers = f"*i8 *fp32 *u8 *fp32 {bias} *{{f}}"
         form = {"PER_ROW": per_row}

@@ -11,6 +11,9 @@ import pytest
 SCRIPT = Path(__file__).parent / "compile_all.py"
 ROOT = Path(__file__).parent.parent.parent
 
+# Their contracts bound sums with and without fused products alike.
+FLOAT_SUMS = {"_float_linear_kernel"}
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
 
 
@@ -38,8 +41,11 @@ def test_every_kernel_compiles_without_spills(target, floats, tmp_path):
     reports = [json.loads(line) for line in result.stdout.splitlines()]
     assert {r["float"] for r in reports} == {"", *floats}
     assert [r for r in reports if r["spilled"]] == []
-    # Roundings are defined: no approximate division, no flush to zero, no fused multiply-add.
-    assert [r for r in reports if r["approximate"] or r["fused"]] == []
+    # Roundings are defined: no approximate division, no flush to zero, no fused multiply-add
+    # but in float sums.
+    fused = {r["kernel"] for r in reports if r["fused"]}
+    assert fused <= FLOAT_SUMS, fused
+    assert [r for r in reports if r["approximate"]] == []
     products = [r for r in reports if r["kernel"] == "_ternary_tile_kernel"]
     assert products
     assert all(r["matrix"] for r in products), "an int8 tile without matrix units"

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists f
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("file", ["test_number.py", "test_kernels.py", "test_layers.py"])
+@pytest.mark.parametrize(
+    "file", ["test_number.py", "test_kernels.py", "test_layers.py", "test_float_linear.py"]
+)
 def test_kernel_tests_pass_in_the_interpreter(file, tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)}

@@ -17,6 +17,9 @@ from tests.triton.device import DEVICE, RUNS_KERNELS, on_device, outputs_on_cpu
 pytestmark = RUNS_KERNELS
 
 NAMES = sorted(ops.all_ops())
+# Float sums, whose order is the backend's own: bounded in tests of their own.
+BOUNDED = {"float_linear"}
+EXACT = [name for name in NAMES if name not in BOUNDED]
 
 
 def arguments_of(name, *case):
@@ -57,7 +60,7 @@ def agrees(name, *arguments):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXACT)
 def test_kernel_has_the_references_bits_on_every_shape(name, dtype):
     agreed = []
     for i, (m, k, n) in enumerate(SHAPES):
@@ -70,7 +73,7 @@ def test_kernel_has_the_references_bits_on_every_shape(name, dtype):
     assert len(agreed) >= 14
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXACT)
 @settings(max_examples=15, deadline=None)
 @given(lead=leading, k=st.integers(0, 40), n=st.integers(0, 20), style=styles, seed=seeds)
 def test_kernel_has_the_references_bits(name, lead, k, n, style, seed):
@@ -78,7 +81,7 @@ def test_kernel_has_the_references_bits(name, lead, k, n, style, seed):
     assert agrees(name, *arguments_of(name, dtype, lead, k, n, style, seed))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXACT)
 def test_strided_inputs_are_read_right(name):
     arguments = arguments_of(name, torch.bfloat16, (2, 3), 50, 10, "normal", 3)
     strided = each_tensor(spread, arguments)

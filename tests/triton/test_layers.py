@@ -6,6 +6,7 @@ import torch
 from bitnet_torch import BitLinear, ops, pack
 from tests.bits import same_bits
 from tests.cases import DTYPES
+from tests.float_bound import product_bound
 from tests.models.tiny import tiny_model
 from tests.triton.device import DEVICE, RUNS_KERNELS
 
@@ -39,6 +40,15 @@ def test_a_gradient_does_not_depend_on_the_backend():
         assert torch.isfinite(layer.weight.grad).all()
 
 
+def hidden_of(model, ids):
+    """Return what the head is given."""
+    seen = []
+    hook = model.model.norm.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    model(ids)
+    hook.remove()
+    return seen[0][0]
+
+
 @torch.no_grad()
 def test_a_model_forced_onto_the_backend_has_its_own_bits_packed_or_not():
     model = tiny_model(BitLinear)
@@ -49,5 +59,8 @@ def test_a_model_forced_onto_the_backend_has_its_own_bits_packed_or_not():
         trained = model(ids.to(DEVICE))
         pack(model)
         assert same_bits(model(ids.to(DEVICE)), trained)
-    if DEVICE == "cpu":  # attention and the head are the same library calls
-        assert same_bits(trained, want)
+    # The head sums in an order of its own, here and there; all before it has the same bits.
+    hidden, weight = hidden_of(model.cpu(), ids), model.lm_head.weight
+    bound = product_bound(hidden, weight, None, want)
+    if DEVICE == "cpu":  # attention is the same library call
+        assert bool(((trained.double() - want.double()).abs() <= bound).all())

@@ -39,6 +39,7 @@ def load() -> None:
     # Here and not at the top: importing a launcher imports Triton.
     from bitnet_torch_triton import (  # noqa: F401
         bit_linear,
+        float_linear,
         glu,
         glu_norm_quantize,
         multi_ternary_linear,
