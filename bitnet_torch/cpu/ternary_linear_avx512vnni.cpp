@@ -31,6 +31,8 @@ struct Wide512 {
 
 constexpr int kStreams = 4;
 
+BITNET_INLINE __m512i lower_half(V v) { return _mm512_inserti64x4(_mm512_setzero_si512(), v, 0); }
+
 // One token, four streams. A vector is two steps of one panel, which lie side by side: its lower half sums the even steps
 // and its upper half the odd ones, and x is spread to match. Half the instructions of one step at a time, which pays
 // because arithmetic and memory overlap but in part. Eight streams were slower than four.
@@ -65,9 +67,9 @@ BITNET_INLINE void one_token_two_steps(const TernaryJob& job, const PanelSet<kSt
         multiply_two_steps(v, _mm512_broadcast_i64x4(load(x)), a, b);
     }
     if (at < bytes) {  // an odd step: the upper half multiplies nothing
-        for (int i = 0; i < kStreams; ++i) v[i] = _mm512_zextsi256_si512(load(set.w[i] + at));
+        for (int i = 0; i < kStreams; ++i) v[i] = lower_half(load(set.w[i] + at));
         const __m128i last = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
-        multiply_two_steps(v, _mm512_zextsi128_si512(last), a, b);
+        multiply_two_steps(v, lower_half(_mm256_inserti128_si256(zero(), last, 0)), a, b);
     }
     alignas(32) int32_t sums[kStreams * kPanelRows];
     for (int i = 0; i < kStreams; ++i) {
