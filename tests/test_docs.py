@@ -12,6 +12,7 @@ import pytest
 from bitnet_torch.cli.main import build_parser
 from bitnet_torch.io import hf_config, scales
 from bitnet_torch.models import ModelConfig
+from bitnet_torch.models.rope_scaling import RopeScaling
 from bitnet_torch.train import checkpoint
 from bitnet_torch.train.config import (
     DataConfig,
@@ -34,6 +35,7 @@ TYPES = {
     float: "number",
     str: "string",
     bool: "boolean",
+    RopeScaling | None: "table",
     tuple[str, ...]: "array of strings",
     tuple[float, float]: "array of 2 numbers",
 }

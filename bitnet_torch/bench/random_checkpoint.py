@@ -22,12 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bitnet_torch.bench.tensor_stream import TensorPlan, write_tensor_stream
 from bitnet_torch.errors import CheckpointError, ConfigurationError
 from bitnet_torch.io.atomic import atomic_folder
-from bitnet_torch.io.hf_config import CheckpointConfig, Quantization, render_config
+from bitnet_torch.io.hf_config import CheckpointConfig, render_config
+from bitnet_torch.io.hf_quantization import Quantization
 from bitnet_torch.io.layout import CONFIG_FILE, WEIGHTS_FILE
 from bitnet_torch.io.scales import METADATA_KEY, ExactScale, render_scales
+from bitnet_torch.io.tensor_stream import TensorPlan, write_tensor_stream
 from bitnet_torch.models import CausalLM, ModelConfig
 
 PRESETS: dict[str, ModelConfig] = {

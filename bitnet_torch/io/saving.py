@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from bitnet_torch.errors import CheckpointError, ConfigurationError
-from bitnet_torch.io.atomic import atomic_folder
-from bitnet_torch.io.hf_config import CheckpointConfig, Quantization, render_config
-from bitnet_torch.io.layout import CONFIG_FILE, FORMATS, WEIGHTS_FILE
-from bitnet_torch.io.scales import METADATA_KEY, ExactScale, describe_scale, render_scales
-from bitnet_torch.io.tensor_file import write_tensors
+from bitnet_torch.io.atomic import atomic_folder, set_default_mode
+from bitnet_torch.io.contents import (
+    Contents,
+    describe_quantization,
+    plan_contents,
+    ternary_layers,
+)
+from bitnet_torch.io.hf_config import CheckpointConfig, render_config
+from bitnet_torch.io.json_file import read_object
+from bitnet_torch.io.layout import COMPANIONS, CONFIG_FILE, FORMATS, INDEX_FILE, WEIGHTS_FILE
+from bitnet_torch.io.loading import read_config
+from bitnet_torch.io.progress import byte_progress
+from bitnet_torch.io.tensor_stream import write_tensor_stream
 from bitnet_torch.io.tokenizer import ByteTokenizer, IdsOnly, Tokenizer
 from bitnet_torch.models import CausalLM
-from bitnet_torch.nn import BitLinear, PackedBitLinear, is_plain_linear
 
-Ternary = BitLinear | PackedBitLinear
+logger = logging.getLogger(__name__)
 
-
-@dataclass
-class _Contents:
-    """What the weights file will hold."""
-
-    tensors: dict[str, Tensor]
-    scales: dict[str, ExactScale] = field(default_factory=dict)
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        return {METADATA_KEY: render_scales(self.scales)} if self.scales else {}
+# Of a config.json, what concerns the text and not the model; it goes where the tokenizer goes.
+_TEXT_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def save_pretrained(
@@ -44,13 +41,15 @@ def save_pretrained(
 ) -> None:
     """Write ``model`` to ``folder``, which afterwards is complete or as it was.
 
-    A checkpoint that is there already is replaced; other files beside it stay.
+    A checkpoint that is there already is replaced; other files beside it stay. The tokenizer and
+    generation files of the folder that the model was loaded from travel along.
 
     Args:
         model: With BitLinear or PackedBitLinear layers, or in full precision.
         folder: Where to write; its parent must exist.
         format: ``"hf-packed"`` for codes and scales, ``"hf-master"`` for float weights.
-        tokenizer: Named in the folder, so that ``load`` can take text.
+        tokenizer: Named in the folder, so that ``load`` can take text; by default that of the
+            folder the model was loaded from, if there was one.
 
     Raises:
         ConfigurationError: The format, the tokenizer or the kind of model is not supported.
@@ -61,97 +60,75 @@ def save_pretrained(
         raise ConfigurationError(f"format must be one of {FORMATS}, got {format!r}")
     if not isinstance(model, CausalLM):
         raise ConfigurationError(f"model must be a CausalLM, got {type(model).__name__}")
-    ternary = {n: m for n, m in model.named_modules() if isinstance(m, Ternary)}
-    quantization = _describe_quantization(model, ternary, packed=format == "hf-packed")
-    name, eos_ids = _describe_tokenizer(tokenizer)
-    exact = format == "hf-packed"
-    config = CheckpointConfig(model.config, quantization, name, eos_ids, exact)
-    text = json.dumps(render_config(config, str(model.dtype).removeprefix("torch.")), indent=2)
-    collect = _packed_contents if exact else _master_contents
-    _write(Path(folder), text + "\n", collect(model, ternary))
+    ternary = ternary_layers(model)
+    packed = format == "hf-packed"
+    quantization = describe_quantization(model, ternary, packed)
+    config = CheckpointConfig(model.config, quantization, exact_scales=packed)
+    origin = _origin(model)
+    config = _with_tokenizer(config, tokenizer, origin)
+    values = render_config(config, str(model.dtype).removeprefix("torch."))
+    if tokenizer is None and origin is not None:
+        values |= _text_keys(origin)
+    contents = plan_contents(model, ternary, quantization)
+    _write(Path(folder), json.dumps(values, indent=2) + "\n", contents, origin)
 
 
-def _describe_quantization(
-    model: CausalLM, ternary: dict[str, Ternary], packed: bool
-) -> Quantization | None:
-    if "lm_head" in ternary:
-        raise CheckpointError(
-            "lm_head is ternary; the layout keeps the head in full precision, as `convert` does "
-            "unless `exclude` says otherwise",
-            module="lm_head",
-        )
-    for name, layer in ternary.items():
-        if layer.bias is not None:
-            raise CheckpointError(f"{name} has a bias; the layout of the decoder has none")
-        if isinstance(layer, BitLinear) and layer.granularity != "matrix":
-            raise CheckpointError(f"{name} has a scale per row; the layout has one per matrix")
-        if isinstance(layer, PackedBitLinear) and layer.weight_scale.numel() != 1:
-            raise CheckpointError(f"{name} has a scale per row; the layout has one per matrix")
-        if packed and layer.out_features % 4:
-            raise CheckpointError(
-                f"{name} has {layer.out_features} outputs; hf-packed needs a multiple of 4",
-                module=name,
-                out_features=layer.out_features,
-            )
-    if packed and not ternary:
-        raise ConfigurationError("the model has no ternary layer to pack; save it as 'hf-master'")
-    if not ternary:
+def _origin(model: CausalLM) -> Path | None:
+    """Return the folder that the model was loaded from, if it is still there."""
+    if model.origin is None:
         return None
-    kept = [n for n, m in model.named_modules() if is_plain_linear(m)]
-    return Quantization(packed, not_converted=tuple(dict.fromkeys(("lm_head", *kept))))
+    if not (model.origin / CONFIG_FILE).is_file():
+        logger.warning(
+            "%s is gone: the tokenizer and generation files of the model do not travel along",
+            model.origin,
+        )
+        return None
+    return model.origin
 
 
-def _describe_tokenizer(tokenizer: Tokenizer | None) -> tuple[str | None, tuple[int, ...]]:
+def _with_tokenizer(
+    config: CheckpointConfig, tokenizer: Tokenizer | None, origin: Path | None
+) -> CheckpointConfig:
     if tokenizer is None:
-        return None, ()
+        before = None if origin is None else read_config(origin)
+        if before is None or before.model.vocab_size != config.model.vocab_size:
+            return config
+        return replace(config, tokenizer=before.tokenizer, eos_ids=before.eos_ids)
     if isinstance(tokenizer, ByteTokenizer):
-        return "bytes", tokenizer.eos_ids
+        return replace(config, tokenizer="bytes", eos_ids=tokenizer.eos_ids)
     if isinstance(tokenizer, IdsOnly):
-        return None, tokenizer.eos_ids
+        return replace(config, eos_ids=tokenizer.eos_ids)
     raise ConfigurationError(f"a {type(tokenizer).__name__} cannot be written to a checkpoint")
 
 
-def _float_tensors(model: CausalLM, ternary: dict[str, Ternary]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name.rpartition(".")[0] not in ternary
-    }
-    for name, tensor in tensors.items():
-        if tensor.is_meta:
-            raise ConfigurationError(f"{name} is on the meta device and has no values to save")
-    return tensors
+def _text_keys(origin: Path) -> dict[str, Any]:
+    values = read_object(origin / CONFIG_FILE)
+    return {key: values[key] for key in _TEXT_KEYS if key in values}
 
 
-@torch.no_grad()
-def _packed_contents(model: CausalLM, ternary: dict[str, Ternary]) -> _Contents:
-    contents = _Contents(_float_tensors(model, ternary))
-    for name, layer in ternary.items():
-        packed = layer.packed() if isinstance(layer, BitLinear) else layer
-        codes, scale = packed.weight, packed.weight_scale.reshape(1)
-        contents.tensors[f"{name}.weight"] = codes
-        contents.tensors[f"{name}.weight_scale"] = scale.to(torch.bfloat16)
-        contents.scales[name] = describe_scale(scale, codes)
-    return contents
-
-
-@torch.no_grad()
-def _master_contents(model: CausalLM, ternary: dict[str, Ternary]) -> _Contents:
-    contents = _Contents(_float_tensors(model, ternary))
-    for name, layer in ternary.items():
-        latent = layer.weight if isinstance(layer, BitLinear) else layer.latent_weight()
-        contents.tensors[f"{name}.weight"] = latent
-    return contents
-
-
-def _write(folder: Path, config: str, contents: _Contents) -> None:
+def _write(folder: Path, config: str, contents: Contents, origin: Path | None) -> None:
     try:
-        with atomic_folder(folder) as aside:
+        with atomic_folder(folder) as aside, byte_progress("writing", contents.nbytes) as advance:
             _keep_other_files(folder, aside)
+            if origin is not None:
+                _copy_companions(origin, aside)
             (aside / CONFIG_FILE).write_text(config, encoding="utf-8")
-            write_tensors(aside / WEIGHTS_FILE, contents.tensors, contents.metadata)
+            write_tensor_stream(
+                aside / WEIGHTS_FILE,
+                contents.plans,
+                contents.metadata,
+                contents.metadata_bytes,
+                advance,
+            )
     except OSError as error:
         raise CheckpointError(f"cannot write checkpoint {folder}: {error}") from error
+
+
+def _copy_companions(origin: Path, aside: Path) -> None:
+    for name in COMPANIONS:
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, aside / name)
+            set_default_mode(aside / name)
 
 
 def _keep_other_files(folder: Path, aside: Path) -> None:
@@ -159,7 +136,7 @@ def _keep_other_files(folder: Path, aside: Path) -> None:
     if not folder.is_dir():
         return
     for entry in folder.iterdir():
-        if entry.name in (CONFIG_FILE, WEIGHTS_FILE):
+        if entry.name in (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE) or _is_shard(entry.name):
             continue
         if entry.is_dir():
             raise CheckpointError(
@@ -168,3 +145,8 @@ def _keep_other_files(folder: Path, aside: Path) -> None:
                 folder=str(folder),
             )
         shutil.copy2(entry, aside / entry.name, follow_symlinks=False)
+
+
+def _is_shard(name: str) -> bool:
+    """Return whether this is a part of a checkpoint in several files."""
+    return name.startswith("model-") and name.endswith(".safetensors")

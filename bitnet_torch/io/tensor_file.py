@@ -1,24 +1,24 @@
 """A safetensors file, opened once, read tensor by tensor, with every fault named.
 
-The file is memory-mapped while it is read, and each tensor is copied out of it: a model that
-is loaded does not change when somebody writes over its file, and never holds two copies.
+The safetensors library checks the header; the values are then read into memory of their own, one
+tensor at a time, so that a model never holds two copies and does not change when
+somebody writes over its file. :meth:`TensorFile.mapped` is the exception, for a matrix of which few
+rows are ever used.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bitnet_torch.errors import CheckpointError
-from bitnet_torch.io.atomic import set_default_mode
 
 _DTYPES = {
     "F32": torch.float32,
@@ -31,21 +31,13 @@ _DTYPES = {
 class TensorFile:
     """The tensors and the metadata of one open file; made by :func:`open_tensors`."""
 
-    def __init__(self, path: Path, handle: Any) -> None:
+    def __init__(self, path: Path, handle: Any, raw: BinaryIO) -> None:
         self.path = path
         self._handle = handle
+        self._raw = raw
+        self._starts = _starts(raw)
         self.names = frozenset(handle.keys())
         self.metadata: dict[str, str] = handle.metadata() or {}
-
-    def check_names(self, expected: set[str]) -> None:
-        """Raise CheckpointError unless the file holds exactly the tensors ``expected``."""
-        if missing := sorted(expected - self.names):
-            raise self.error(f"tensor {missing[0]!r} is missing{_more(missing)}", missing=missing)
-        if unexpected := sorted(self.names - expected):
-            raise self.error(
-                f"tensor {unexpected[0]!r} is not part of this model{_more(unexpected)}",
-                unexpected=unexpected,
-            )
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of a tensor without reading it.
@@ -58,27 +50,55 @@ class TensorFile:
             raise self.error(f"tensor {name!r} is {stored}, which is not supported", tensor=name)
         return _DTYPES[stored]
 
-    def read(self, name: str, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> Tensor:
-        """Return a copy of a tensor.
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor without reading it."""
+        return tuple(self._handle.get_slice(name).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor in memory of its own, on the CPU.
 
         Raises:
-            CheckpointError: It has another shape, or none of ``dtypes``.
+            CheckpointError: Its dtype is not supported, or the file has become shorter.
         """
-        view = self._handle.get_slice(name)
-        found, dtype = tuple(view.get_shape()), self.dtype(name)
-        if found != shape:
-            raise self.error(
-                f"tensor {name!r} has shape {found}, the model needs {shape}", tensor=name
-            )
-        if dtype not in dtypes:
-            wanted = " or ".join(str(d) for d in dtypes)
-            raise self.error(f"tensor {name!r} is {dtype}, the model needs {wanted}", tensor=name)
-        tensor: Tensor = self._handle.get_tensor(name).clone()
+        tensor = torch.empty(self.shape(name), dtype=self.dtype(name), device="cpu")
+        # A view of one dimension, because a tensor of none has no bytes to view.
+        memory = tensor.reshape(-1).view(torch.uint8).numpy().data
+        self._raw.seek(self._starts[name])
+        done = 0
+        while done < len(memory):
+            count = self._raw.readinto(memory[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise self.error(f"the file ends inside tensor {name!r}", tensor=name)
+            done += count
+        return tensor
+
+    def mapped(self, name: str) -> Tensor:
+        """Return a tensor whose pages come from the file when they are touched.
+
+        Writing to it changes memory, never the file. The file must not be changed in place, nor
+        cut, while the tensor is in use; replacing it by another is safe.
+
+        Raises:
+            CheckpointError: Its dtype is not supported.
+        """
+        self.dtype(name)
+        tensor: Tensor = self._handle.get_tensor(name)
         return tensor
 
     def error(self, message: str, **context: Any) -> CheckpointError:
         """Return a CheckpointError that begins with the file's path."""
         return CheckpointError(f"{self.path}: {message}", file=str(self.path), **context)
+
+
+def _starts(raw: BinaryIO) -> dict[str, int]:
+    """Return where in a file, whose header has been checked, each tensor begins."""
+    length = int.from_bytes(raw.read(8), "little")
+    header = json.loads(raw.read(length))
+    return {
+        name: 8 + length + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 @contextmanager
@@ -92,32 +112,8 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         raise CheckpointError(f"{path}: no such file", file=str(path))
     try:
         handle = safe_open(path, framework="pt", device="cpu")
+        raw = path.open("rb", buffering=0)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}", file=str(path)) from error
-    with handle:
-        yield TensorFile(path, handle)
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write a safetensors file at ``path``, which is not atomic by itself.
-
-    Args:
-        path: Where to write.
-        tensors: By name; they are copied to the CPU and made contiguous.
-        metadata: Further strings for the header.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(ready, os.fspath(path), {"format": "pt", **(metadata or {})})
-    except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from error
-    set_default_mode(path)
-
-
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    with handle, raw:
+        yield TensorFile(path, handle, raw)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.models.rope_scaling import RopeScaling
 from bitnet_torch.ops._checks import MAX_K
 from bitnet_torch.ops.glu import ACTIVATIONS
 from bitnet_torch.ops.rms_norm import MIN_EPS
@@ -20,7 +21,7 @@ MAX_THETA = 1e30
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and switches of a Llama or BitNet decoder.
+    """Sizes and switches of a decoder of the Llama, BitNet or Qwen families.
 
     Attributes:
         vocab_size: Number of token ids.
@@ -37,6 +38,11 @@ class ModelConfig:
         tie_word_embeddings: Whether the head uses the embedding matrix.
         attn_sub_norm: Whether a norm stands before ``o_proj``.
         ffn_sub_norm: Whether a norm stands before ``down_proj``.
+        qk_norm: Whether each head of queries and keys is normalised before it is rotated (Qwen3).
+        qkv_bias: Whether ``q_proj``, ``k_proj`` and ``v_proj`` have biases (Qwen2).
+        o_bias: Whether ``o_proj`` has one.
+        mlp_bias: Whether ``gate_proj``, ``up_proj`` and ``down_proj`` have them.
+        rope_scaling: How the rotary frequencies are stretched; None if they are not.
 
     Raises:
         ConfigurationError: A value has the wrong type, is out of range or does not fit another.
@@ -56,6 +62,11 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     attn_sub_norm: bool = True
     ffn_sub_norm: bool = True
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -82,7 +93,10 @@ class ModelConfig:
         required = [f.name for f in fields(cls) if f.name in _REQUIRED]
         if missing := [name for name in required if name not in values]:
             raise ConfigurationError(f"model setting {missing[0]!r} is missing", missing=missing)
-        return cls(**values)
+        scaling = values.get("rope_scaling")
+        if scaling is None or isinstance(scaling, RopeScaling):
+            return cls(**values)
+        return cls(**{**values, "rope_scaling": RopeScaling.from_dict(scaling)})
 
     def to_dict(self) -> dict[str, Any]:
         """Return every setting by name; ``from_dict`` of it is equal to this one."""
@@ -101,8 +115,9 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "float": (float, int),
     "bool": (bool,),
     "str": (str,),
+    "RopeScaling | None": (RopeScaling,),
 }
-_DERIVED = ("num_key_value_heads", "head_dim")
+_MAY_BE_NONE = ("rope_scaling", "num_key_value_heads", "head_dim")
 # A damaged file must not make us build a billion layers. Widths are bounded by the exact sums;
 # the other bounds are beyond any model there is.
 _LARGEST = {
@@ -120,7 +135,7 @@ _LARGEST = {
 def _check_types(config: ModelConfig) -> None:
     for field in fields(config):
         value = getattr(config, field.name)
-        if value is None and field.name in _DERIVED:
+        if value is None and field.name in _MAY_BE_NONE:
             continue
         # Exact types: a bool is an int to isinstance, and True heads is a slip.
         allowed = _PYTHON_TYPES[str(field.type)]
@@ -157,6 +172,8 @@ def _check_ranges(config: ModelConfig) -> None:
         raise _range_error("hidden_act", config.hidden_act, f"one of {ACTIVATIONS}")
     if not 0 < config.rope_theta < MAX_THETA:
         raise _range_error("rope_theta", config.rope_theta, f"in (0, {MAX_THETA})")
+    if config.rope_theta <= 1 and config.rope_scaling and config.rope_scaling.kind == "yarn":
+        raise _range_error("rope_theta", config.rope_theta, "above 1 for yarn")
     if not MIN_EPS <= config.rms_norm_eps < 1:
         raise _range_error("rms_norm_eps", config.rms_norm_eps, f"in [{MIN_EPS}, 1)")
 

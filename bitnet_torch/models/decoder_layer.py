@@ -7,9 +7,9 @@
     h = post_attention_layernorm(x)
     x = x + down_proj(ffn_sub_norm(act(gate_proj(h)) * up_proj(h)))
 
-The sub-norms are BitNet's; a Llama layer has none. Names are those of Hugging Face. What stands
-between two linear layers runs as one op where it can, with the same bits
-(:mod:`bitnet_torch.models.fused`).
+The sub-norms are BitNet's; a Llama layer has none. Qwen3 normalises each head of the queries
+and keys before the rotation. Names are those of Hugging Face. What stands between two linear
+layers runs as one op where it can, with the same bits (:mod:`bitnet_torch.models.fused`).
 """
 
 from __future__ import annotations
@@ -65,19 +65,22 @@ class Attention(nn.Module):
         hidden = config.hidden_size
         wide = config.num_attention_heads * config.head_dim
         narrow = config.num_key_value_heads * config.head_dim
-        self.q_proj = linear(hidden, wide, bias=False, device=device, dtype=dtype)
-        self.k_proj = linear(hidden, narrow, bias=False, device=device, dtype=dtype)
-        self.v_proj = linear(hidden, narrow, bias=False, device=device, dtype=dtype)
-        self.o_proj = linear(wide, hidden, bias=False, device=device, dtype=dtype)
-        self.attn_sub_norm = (
-            RMSNorm(wide, config.rms_norm_eps, device, dtype) if config.attn_sub_norm else None
-        )
+        qkv_bias, eps = config.qkv_bias, config.rms_norm_eps
+        self.q_proj = linear(hidden, wide, bias=qkv_bias, device=device, dtype=dtype)
+        self.k_proj = linear(hidden, narrow, bias=qkv_bias, device=device, dtype=dtype)
+        self.v_proj = linear(hidden, narrow, bias=qkv_bias, device=device, dtype=dtype)
+        self.o_proj = linear(wide, hidden, bias=config.o_bias, device=device, dtype=dtype)
+        self.q_norm = RMSNorm(self.head_dim, eps, device, dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, eps, device, dtype) if config.qk_norm else None
+        self.attn_sub_norm = RMSNorm(wide, eps, device, dtype) if config.attn_sub_norm else None
 
     def forward(self, x: Tensor | QuantizedRows, step: StepContext) -> Tensor:
         """Return the attention branch (B, T, hidden) of ``x`` (B, T, hidden)."""
         queries, keys, values = map(
             self._heads, project((self.q_proj, self.k_proj, self.v_proj), x)
         )
+        if self.q_norm is not None and self.k_norm is not None:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = rope(queries, step.cos, step.sin), rope(keys, step.cos, step.sin)
         if step.cache is not None:
             keys, values = step.cache.write(self.layer, keys, values)
@@ -106,9 +109,10 @@ class FeedForward(nn.Module):
         super().__init__()
         self.activation = config.hidden_act
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = linear(hidden, inner, bias=False, device=device, dtype=dtype)
-        self.up_proj = linear(hidden, inner, bias=False, device=device, dtype=dtype)
-        self.down_proj = linear(inner, hidden, bias=False, device=device, dtype=dtype)
+        bias = config.mlp_bias
+        self.gate_proj = linear(hidden, inner, bias=bias, device=device, dtype=dtype)
+        self.up_proj = linear(hidden, inner, bias=bias, device=device, dtype=dtype)
+        self.down_proj = linear(inner, hidden, bias=bias, device=device, dtype=dtype)
         self.ffn_sub_norm = (
             RMSNorm(inner, config.rms_norm_eps, device, dtype) if config.ffn_sub_norm else None
         )

@@ -1,8 +1,9 @@
 """The rotary tables: cosines and sines of every position, carried by the model as data.
 
 At position p, element j of a head turns together with element j + D/2 by the angle
-``p * theta^(-2j/D)`` (:mod:`bitnet_torch.ops.rope`). The tables are made in float64 on the
-CPU, where every machine gets the same bits, and rounded to float32.
+``p * theta^(-2j/D)`` (:mod:`bitnet_torch.ops.rope`), or by a stretched one
+(:mod:`bitnet_torch.models.rope_scaling`). The tables are made in float64 on the CPU, where every
+machine gets the same bits, and rounded to float32.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from bitnet_torch.models.rope_scaling import RopeScaling, frequencies
 
-def rotary_tables(head_dim: int, theta: float, length: int) -> tuple[Tensor, Tensor]:
+
+def rotary_tables(
+    head_dim: int, theta: float, length: int, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines (length, head_dim / 2), float32 on the CPU."""
-    pairs = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
-    frequency = theta ** (-pairs / head_dim)
     position = torch.arange(length, dtype=torch.float64, device="cpu")
-    angle = position[:, None] * frequency
-    return angle.cos().to(torch.float32), angle.sin().to(torch.float32)
+    angle = position[:, None] * frequencies(head_dim, theta, scaling)
+    # Only yarn has an attention factor; it grows the logits of attention by its square.
+    gain = scaling.attention_factor if scaling is not None and scaling.attention_factor else 1.0
+    return (angle.cos() * gain).to(torch.float32), (angle.sin() * gain).to(torch.float32)
 
 
 class RotaryTables(nn.Module):
@@ -30,16 +35,22 @@ class RotaryTables(nn.Module):
         theta: Base of the frequencies.
         length: Number of positions.
         device: Where the tables lie.
+        scaling: How the frequencies are stretched, if they are.
     """
 
     cos: Tensor
     sin: Tensor
 
     def __init__(
-        self, head_dim: int, theta: float, length: int, device: torch.device | str | None = None
+        self,
+        head_dim: int,
+        theta: float,
+        length: int,
+        device: torch.device | str | None = None,
+        scaling: RopeScaling | None = None,
     ) -> None:
         super().__init__()
-        self._made_of = (head_dim, theta, length)
+        self._made_of = (head_dim, theta, length, scaling)
         self._make(torch.get_default_device() if device is None else torch.device(device))
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +64,7 @@ class RotaryTables(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryTables:
         # `.to(dtype)` would round the tables and `.to_empty()` would lose them. They are a
-        # function of three numbers, so they are made again wherever the module has gone.
+        # function of a few numbers, so they are made again wherever the module has gone.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._make(self.cos.device)
         return self

@@ -9,6 +9,8 @@ Hugging Face.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +48,11 @@ class Decoder(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
         self.rotary = RotaryTables(
-            config.head_dim, config.rope_theta, config.max_position_embeddings, device
+            config.head_dim,
+            config.rope_theta,
+            config.max_position_embeddings,
+            device,
+            config.rope_scaling,
         )
 
     def forward(
@@ -71,6 +77,10 @@ class CausalLM(nn.Module):
             head is made in full precision.
         device: Where the parameters lie; ``"meta"`` makes the shape of a model only.
         dtype: Dtype of the parameters; PyTorch's default if None.
+
+    Attributes:
+        config: As given.
+        origin: Folder that the model was loaded from, where its tokenizer is; None otherwise.
     """
 
     def __init__(
@@ -82,6 +92,7 @@ class CausalLM(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.origin: Path | None = None
         linear = FloatLinear if linear is nn.Linear else linear
         self.model = Decoder(config, linear, device, dtype)
         self.lm_head = (
@@ -161,7 +172,7 @@ class CausalLM(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw every weight matrix anew from ``seed``; gains become 1.
+        """Draw every weight matrix anew from ``seed``; gains become 1, biases 0.
 
         Matrices are normal with standard deviation 0.02, divided by sqrt(2 * layers) where they
         feed the residual stream. The numbers are drawn in float32 on the CPU, in the order of
@@ -171,7 +182,7 @@ class CausalLM(nn.Module):
         shrink = (2 * self.config.num_hidden_layers) ** -0.5
         for name, parameter in sorted(self.named_parameters()):
             if parameter.dim() < 2:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
                 continue
             std = INITIAL_STD * (shrink if name.endswith(_RESIDUAL) else 1.0)
             drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")

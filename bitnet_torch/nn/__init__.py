@@ -3,6 +3,7 @@
 from bitnet_torch.nn.bit_linear import BitLinear
 from bitnet_torch.nn.convert import ConversionReport, Skipped, convert
 from bitnet_torch.nn.float_linear import FloatLinear, is_plain_linear
+from bitnet_torch.nn.normed_linear import NormedLinear, with_norm
 from bitnet_torch.nn.pack import PackedLayer, PackReport, pack
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
 
@@ -10,6 +11,7 @@ __all__ = [
     "BitLinear",
     "ConversionReport",
     "FloatLinear",
+    "NormedLinear",
     "PackReport",
     "PackedBitLinear",
     "PackedLayer",
@@ -17,4 +19,5 @@ __all__ = [
     "convert",
     "is_plain_linear",
     "pack",
+    "with_norm",
 ]

@@ -59,12 +59,16 @@ def _typed(key: str, annotation: Any, value: object) -> object:
     """Return ``value`` as the annotation's type; an int may be a float, a list a tuple."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        # TOML has no null: an optional key is left out, so the value is of the other type.
+        # TOML has no null, but the record of a run is JSON.
+        if value is None and type(None) in arguments:
+            return None
         return _typed(key, next(a for a in arguments if a is not type(None)), value)
     if origin is typing.Literal:
         return _typed(key, type(arguments[0]), value)
     if origin is tuple:
         return _typed_tuple(key, arguments, value)
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        return read_section(key, annotation, {key: value})
     if annotation is float and type(value) is int:
         return float(value)
     # bool is an int to isinstance, and `batch = true` is a mistake.

@@ -14,10 +14,10 @@ import torch
 from safetensors import safe_open
 
 import bitnet_torch as bt
-from bitnet_torch.bench import tensor_stream
 from bitnet_torch.bench.random_checkpoint import PRESETS, make_checkpoint
-from bitnet_torch.bench.tensor_stream import TensorPlan, write_tensor_stream
 from bitnet_torch.errors import BitNetError, ConfigurationError
+from bitnet_torch.io import tensor_stream
+from bitnet_torch.io.tensor_stream import TensorPlan, write_tensor_stream
 from bitnet_torch.nn import PackedBitLinear
 from bitnet_torch.ops import unpack_codes
 

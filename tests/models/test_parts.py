@@ -84,3 +84,30 @@ def test_grouped_attention_equals_attention_on_repeated_keys():
     visible = visible_keys(torch.ones(2, 5, dtype=torch.bool), 5)
     for mask in (None, visible):
         assert (attend(q, k, v, mask) - expected).abs().max() <= bound
+
+
+def test_heads_are_normalised_before_they_are_rotated():
+    model = tiny_model(BitLinear, qk_norm=True)
+    attention, x = model.model.layers[0].self_attn, torch.randn(1, 5, 48)
+    for norm in (attention.q_norm, attention.k_norm):
+        norm.weight.data.normal_()
+    cos, sin = model.model.rotary(torch.arange(5)[None])
+    q, k, v = (p(x).view(1, 5, -1, 16).transpose(1, 2) for p in projections(attention))
+    q = rope(rms_norm(q, attention.q_norm.weight, 1e-5), cos, sin)
+    k = rope(rms_norm(k, attention.k_norm.weight, 1e-5), cos, sin)
+    mixed = attend(q, k, v, None).transpose(1, 2).flatten(2)
+    want = attention.o_proj(rms_norm(mixed, attention.attn_sub_norm.weight, 1e-5))
+    assert same_bits(attention(x, StepContext(cos, sin, None, None)), want)
+
+
+def test_biases_stand_where_the_configuration_puts_them_and_start_at_zero():
+    def biases(**changes):
+        names = dict(tiny_model(BitLinear, **changes).model.layers[1].named_parameters())
+        return sorted(name.split(".")[1] for name in names if name.endswith("bias"))
+
+    assert biases() == []
+    assert biases(qkv_bias=True) == ["k_proj", "q_proj", "v_proj"]
+    assert biases(o_bias=True) == ["o_proj"]
+    assert biases(mlp_bias=True) == ["down_proj", "gate_proj", "up_proj"]
+    model = tiny_model(BitLinear, qkv_bias=True)
+    assert same_bits(model.model.layers[0].self_attn.q_proj.bias, torch.zeros(64))

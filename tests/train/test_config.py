@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.models.rope_scaling import RopeScaling
 from bitnet_torch.train.config import (
     DataConfig,
     OptimizerConfig,
@@ -156,3 +157,14 @@ def test_an_absent_file_is_refused_by_name(tmp_path):
     path = tmp_path / "absent.toml"
     with pytest.raises(ConfigurationError, match=r"absent\.toml: cannot be read"):
         TrainConfig.from_toml(path)
+
+
+def test_a_scaled_rotation_is_a_table_of_the_model(tmp_path):
+    values = tiny_values(tmp_path / "plays", tmp_path / "out")
+    values["model"]["rope_scaling"] = {"kind": "linear", "factor": 2}
+    config = TrainConfig.from_dict(values)
+    assert config.model.rope_scaling == RopeScaling("linear", 2.0)
+    assert TrainConfig.from_dict(config.to_dict()) == config
+    values["model"]["rope_scaling"] = {"kind": "linear", "faktor": 2}
+    with pytest.raises(ConfigurationError, match=r"'faktor'.*'factor'"):
+        TrainConfig.from_dict(values)

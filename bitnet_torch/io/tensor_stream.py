@@ -1,10 +1,9 @@
 """Write a safetensors file piece by piece, so that no tensor need ever be whole in memory.
 
-``io.tensor_file`` writes a model that exists, and hands all of it to the safetensors library at
-once. A checkpoint made of random numbers exists nowhere: here its tensors are announced first,
-which fixes the header, and then written in pieces in the order announced. The header holds
-metadata that may depend on what was written (checksums), so it is written last, into room
-of a size that is known beforehand.
+The safetensors library wants all tensors at once. Here they are announced first, which fixes the
+header, and then made and written one after the other: the codes of a layer that a backend holds
+in its own order, or random numbers. The header holds metadata that may depend on what was written
+(checksums), so it is written last, into room of a size that is known beforehand.
 
 The format is that of https://github.com/huggingface/safetensors: 8 bytes little-endian length of
 the header, the header in JSON, then the tensors without gaps.
@@ -56,6 +55,7 @@ def write_tensor_stream(
     plans: list[TensorPlan],
     metadata: Callable[[], Mapping[str, str]],
     metadata_bytes: int,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Write a file at ``path``, which is not atomic by itself.
 
@@ -64,6 +64,7 @@ def write_tensor_stream(
         plans: The tensors. The largest elements come first, so that all are aligned.
         metadata: Called once, after the last tensor is written.
         metadata_bytes: Upper bound of the length of the metadata as JSON.
+        advance: Called with the bytes of each piece that is written.
 
     Raises:
         BitNetError: A tensor's pieces do not make up its size, or the metadata is too long.
@@ -76,7 +77,10 @@ def write_tensor_stream(
         for plan in ordered:
             before = file.tell()
             for piece in plan.pieces():
-                file.write(piece.contiguous().view(torch.uint8).numpy().data)
+                # Of one dimension, because a tensor of none cannot be seen as bytes.
+                flat = piece.detach().cpu().contiguous().reshape(-1)
+                file.write(flat.view(torch.uint8).numpy().data)
+                advance(flat.nbytes)
             if (written := file.tell() - before) != plan.nbytes:
                 raise BitNetError(f"{plan.name}: {written} bytes written, {plan.nbytes} announced")
         header = _header(ordered, metadata())
