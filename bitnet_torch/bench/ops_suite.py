@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from bitnet_torch import ops
-from bitnet_torch.bench import linear_cases, plain_cases, row_cases
+from bitnet_torch.bench import gradient_cases, linear_cases, plain_cases, row_cases
 from bitnet_torch.bench.buffers import COLD
 from bitnet_torch.bench.cases import MakeCase
 from bitnet_torch.bench.linear_cases import Shape
@@ -49,7 +49,7 @@ class OpsPlan:
 
 def covered_ops() -> set[str]:
     """Return the names of the ops that have cases."""
-    return {*linear_cases.OPS, *plain_cases.OPS, *row_cases.RECIPES}
+    return {*linear_cases.OPS, *gradient_cases.RECIPES, *plain_cases.OPS, *row_cases.RECIPES}
 
 
 def uncovered_ops() -> list[str]:
@@ -67,6 +67,7 @@ def cases(plan: OpsPlan) -> Iterator[MakeCase]:
             shape = Shape(m, n, k)
             linear = linear_cases.linear_cases(shape, plan.dtype, plan.temperature, backend)
             yield from _wanted(plan, linear)
+            yield from _wanted(plan, gradient_cases.gradient_cases(shape, plan.dtype, backend))
             if (m, k) not in widths:
                 widths.add((m, k))
                 yield from _wanted(plan, plain_cases.activation_cases(shape, plan.dtype, backend))

@@ -31,4 +31,6 @@ def load() -> None:
         rope,
         rope_kv_write,
         ternary_linear,
+        ternary_linear_grad_input,
+        ternary_linear_grad_weight,
     )

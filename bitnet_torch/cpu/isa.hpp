@@ -61,6 +61,10 @@ struct Kernels {
     float (*float_dot)(const float* x, const void* w, DType dtype, int64_t K);  // one output of it, unrounded
     // Turns the pairs (j, j + half) of one head.
     void (*rope_row)(const void* x, DType dtype, const float* cos, const float* sin, int64_t half, void* y);
+    // The tiles of float_tile.hpp: c (+)= a * b, and strips b of codes as floats.
+    void (*product_tile)(const float* a, const float* b, int64_t depth, bool add, float* c);
+    void (*ternary_strip)(const uint8_t* packed, int64_t stride, int64_t rows, float* b);
+    void (*int8_strip)(const int8_t* x, int64_t stride, const float* scale, int64_t rows, float* b);
 };
 
 const Kernels& kernels();  // the chosen row: the last supported one, or the forced one
@@ -78,7 +82,10 @@ const Kernels& kernels();  // the chosen row: the last supported one, or the for
     void glu_row(const void*, const void*, DType, int64_t, Activation, float*);                       \
     void float_rows(const FloatJob&, int64_t, int64_t);                                               \
     float float_dot(const float*, const void*, DType, int64_t);                                       \
-    void rope_row(const void*, DType, const float*, const float*, int64_t, void*);
+    void rope_row(const void*, DType, const float*, const float*, int64_t, void*);                    \
+    void product_tile(const float*, const float*, int64_t, bool, float*);                             \
+    void ternary_strip(const uint8_t*, int64_t, int64_t, float*);                                     \
+    void int8_strip(const int8_t*, int64_t, const float*, int64_t, float*);
 
 namespace scalar {
 BITNET_DECLARE_KERNELS

@@ -11,6 +11,9 @@ identity, so with G the gradient of y::
 
     dX = (G * w_scale) @ t            dW = G^T @ (x_q * x_scale)
 
+which are ops, too (``ternary_linear_grad_input``, ``ternary_linear_grad_weight``): their sums do
+not depend on the number of threads either.
+
 Between forward and backward a layer keeps ``x_q``, ``x_scale`` and the 2-bit codes: M*K +
 4*M + ceil(N/4)*K + 4*numel(w_scale) bytes, against 4*M*K + 4*N*K for fake quantisation.
 """
@@ -26,13 +29,13 @@ from torch.autograd.function import once_differentiable
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.nn._autocast import autocast_input
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
-from bitnet_torch.ops._autocast import without_autocast
 from bitnet_torch.ops._checks import check_features, check_k
-from bitnet_torch.ops.pack_codes import unpack_codes
 from bitnet_torch.ops.quantize_activation import quantize_activation
 from bitnet_torch.ops.quantize_pack_weight import quantize_pack_weight
 from bitnet_torch.ops.quantize_weight import GRANULARITIES
 from bitnet_torch.ops.ternary_linear import ternary_linear
+from bitnet_torch.ops.ternary_linear_grad_input import ternary_linear_grad_input
+from bitnet_torch.ops.ternary_linear_grad_weight import ternary_linear_grad_weight
 
 
 class BitLinear(nn.Linear):
@@ -121,18 +124,13 @@ class _StraightThrough(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_q, x_scale, packed, w_scale = ctx.saved_tensors
-        # Not -1: an empty tensor has no size to infer it from.
-        m, n, k = x_scale.numel(), grad.shape[-1], x_q.shape[-1]
-        g = grad.reshape(m, n).to(torch.float32)
         dx = dw = db = None
-        # The products are in float32 even if backward is called inside an autocast block.
-        with without_autocast(grad.device.type):
-            if ctx.needs_input_grad[0]:
-                t = unpack_codes(packed, n).to(torch.float32)
-                dx = ((g * w_scale) @ t).to(ctx.x_dtype).reshape(x_q.shape)
-            if ctx.needs_input_grad[1]:
-                x = x_q.to(torch.float32) * x_scale[..., None]
-                dw = (g.T @ x.reshape(m, k)).to(ctx.weight_dtype)
-            if ctx.needs_input_grad[2]:
-                db = g.sum(0).to(ctx.bias_dtype)
+        if ctx.needs_input_grad[0]:
+            dx = ternary_linear_grad_input(grad, packed, w_scale, ctx.x_dtype)
+        if ctx.needs_input_grad[1]:
+            dw = ternary_linear_grad_weight(grad, x_q, x_scale, ctx.weight_dtype)
+        if ctx.needs_input_grad[2]:
+            # Not -1: an empty tensor has no size to infer it from.
+            rows = grad.reshape(x_scale.numel(), grad.shape[-1])
+            db = rows.to(torch.float32).sum(0).to(ctx.bias_dtype)
         return dx, dw, db, None

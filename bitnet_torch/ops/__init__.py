@@ -21,6 +21,8 @@ from bitnet_torch.ops.rms_norm_quantize import rms_norm_quantize
 from bitnet_torch.ops.rope import rope
 from bitnet_torch.ops.rope_kv_write import rope_kv_write
 from bitnet_torch.ops.ternary_linear import ternary_linear
+from bitnet_torch.ops.ternary_linear_grad_input import ternary_linear_grad_input
+from bitnet_torch.ops.ternary_linear_grad_weight import ternary_linear_grad_weight
 
 __all__ = [
     "all_ops",
@@ -42,6 +44,8 @@ __all__ = [
     "rope_kv_write",
     "serving_backend",
     "ternary_linear",
+    "ternary_linear_grad_input",
+    "ternary_linear_grad_weight",
     "unpack_codes",
     "use_backend",
 ]

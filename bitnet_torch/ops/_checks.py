@@ -107,5 +107,10 @@ def check_same_device(**tensors: Tensor | None) -> None:
             raise DeviceError(f"tensors must lie on one device, got {listed}")
 
 
+def wide_float(device: torch.device) -> torch.dtype:
+    """Return the widest float that a reference can sum in: MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return " or ".join(str(d).removeprefix("torch.") for d in dtypes)

@@ -40,6 +40,7 @@ from bitnet_torch.ops._checks import (
     check_quantised,
     check_same_device,
     check_weight_scale,
+    wide_float,
 )
 from bitnet_torch.ops._registry import declare
 from bitnet_torch.ops.pack_codes import unpack_codes
@@ -91,9 +92,9 @@ def ternary_linear(
 ) -> Tensor:
     """Compute ``x_q @ t.T`` and scale it back to real units. See the module docstring."""
     t = unpack_codes.impls["reference"](packed, N)
-    # Every partial sum is an integer of at most 2^24, which both carriers hold exactly; MPS has
-    # no float64. Through int32, because a float sum of zeros may be -0.0.
-    carrier = torch.float32 if x_q.device.type == "mps" else torch.float64
+    # Every partial sum is an integer of at most 2^24, which any carrier holds exactly. Through
+    # int32, because a float sum of zeros may be -0.0.
+    carrier = wide_float(x_q.device)
     acc = (x_q.to(carrier) @ t.to(carrier).T).to(torch.int32)
     y: Tensor = (acc.to(torch.float32) * (x_scale[..., None] * w_scale)).to(dtype)
     if bias is not None:

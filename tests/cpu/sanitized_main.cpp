@@ -34,6 +34,10 @@ struct Matrix {  // LinearArguments of ternary_linear.hpp
 int bitnet_cpu_multi_ternary_linear(const int8_t*, const float*, const Matrix*, int64_t, int);
 int bitnet_cpu_bit_linear(const void*, int, const uint8_t*, int64_t, const float*, int64_t, const void*, int, void*,
                           int64_t, int64_t, int64_t, int);
+int bitnet_cpu_ternary_linear_grad_input(const void*, int, const uint8_t*, const float*, int64_t, void*, int, int64_t,
+                                         int64_t, int64_t, int);
+int bitnet_cpu_ternary_linear_grad_weight(const void*, int, const int8_t*, const float*, void*, int, int64_t, int64_t,
+                                          int64_t, int);
 int bitnet_cpu_rms_norm(const void*, int, const void*, int, float, int64_t, int64_t, void*, int);
 int bitnet_cpu_rms_norm_quantize(const void*, int, const void*, int, float, int64_t, int64_t, int8_t*, float*, int);
 int bitnet_cpu_glu(const void*, const void*, int, int, int64_t, void*, int);
@@ -100,6 +104,12 @@ void run(int64_t M, int64_t N, int64_t K, int dtype, int threads) {
             "bit_linear");
     require(bitnet_cpu_float_linear(x.get(), dtype, w.get(), dtype, bias.get(), dtype, y.get(), dtype, M, N, K, threads),
             "float_linear");
+    auto dx = buffer<uint8_t>(M * K * 4), dw = buffer<uint8_t>(N * K * 2);
+    require(bitnet_cpu_ternary_linear_grad_input(y.get(), dtype, packed.get(), w_scale.get(), N, dx.get(), 0, M, N, K,
+                                                 threads),
+            "ternary_linear_grad_input");
+    require(bitnet_cpu_ternary_linear_grad_weight(y.get(), dtype, x_q.get(), x_scale.get(), dw.get(), 1, M, N, K, threads),
+            "ternary_linear_grad_weight");
 }
 
 // The ops on rows: the weight in another dtype than x, and heads strided as a projection leaves them.

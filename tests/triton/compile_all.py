@@ -28,6 +28,8 @@ from bitnet_torch_triton import (
     rope,
     rope_kv_write,
     ternary_linear,
+    ternary_linear_grad_input,
+    ternary_linear_grad_weight,
 )
 
 FLOATS = ("bf16", "fp16", "fp32")
@@ -45,6 +47,7 @@ def rows():
     """Yield (kernel name, signature, constants, configuration), {f} being x's dtype."""
     yield from weight_rows()
     yield from product_rows()
+    yield from gradient_rows()
     for activation in ("relu2", "silu"):
         constants = {"ACTIVATION": activation} | flat(glu.CONFIG)
         yield "_glu_kernel", "*{f} *{f} *{f} i32", constants, glu.CONFIG
@@ -102,6 +105,15 @@ def product_rows():
         for _, tile in ternary_linear.TILES:
             constants = form | blocks(tile, "M", "R", "K")
             yield "_ternary_tile_kernel", f"{pointers} i32 i32 i32 i32", constants, tile
+
+
+def gradient_rows():
+    dx, dw = ternary_linear_grad_input.CONFIG, ternary_linear_grad_weight.CONFIG
+    for per_row in (False, True):
+        constants = {"PER_ROW": per_row} | blocks(dx, "M", "K", "R")
+        yield "_grad_input_kernel", "*{f} *u8 *fp32 *{f} i32 i32 i32 i32", constants, dx
+    constants = blocks(dw, "R", "K", "M")
+    yield "_grad_weight_kernel", "*{f} *i8 *fp32 *{f} i32 i32 i32", constants, dw
 
 
 def kernels():
