@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.metal_host import toolchain
+
 torch.set_num_threads(2)
 
 
@@ -30,9 +32,12 @@ def threads():
 
 def pytest_collection_modifyitems(items):
     """Skip what needs hardware that is not here; the reason names the hardware."""
+    apple, shim = torch.backends.mps.is_available(), toolchain.reason_against()
     absent = {
         "cuda": (torch.cuda.is_available(), "no CUDA device"),
-        "mps": (torch.backends.mps.is_available(), "no Apple GPU"),
+        "apple": (apple, "no Apple GPU"),
+        "metal_host": (not shim, shim),
+        "mps": (apple or not shim, f"no Apple GPU, and {shim}"),
     }
     for item in items:
         for mark, (present, reason) in absent.items():

@@ -1,0 +1,53 @@
+"""Layers and a whole model on the Metal kernels: the bits of the CPU, and its choices."""
+
+import pytest
+import torch
+
+from bitnet_torch import BitLinear, ops, pack
+from tests.bits import same_bits
+from tests.cases import DTYPES
+from tests.metal.device import DEVICE, RUNS_KERNELS
+from tests.metal.names import BIT_EXACT
+from tests.models.tiny import tiny_model
+
+pytestmark = RUNS_KERNELS
+
+
+@pytest.fixture
+def complete(monkeypatch):
+    """Let the reference stand in for the ops that have a bound, not bits, to force Metal."""
+    for name, op in ops.all_ops().items():
+        if name not in BIT_EXACT:
+            monkeypatch.setitem(op.impls, "metal", op.impls["reference"])
+
+
+@pytest.mark.usefixtures("complete")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_layer_trains_packs_and_infers_with_the_bits_of_the_cpu(tokens, dtype):
+    layer = BitLinear(33, 10, bias=True, dtype=dtype)
+    x = torch.randn(tokens, 33).to(dtype)
+    want = layer(x)
+    layer = layer.to(DEVICE)
+    with ops.use_backend("metal"):
+        assert same_bits(layer(x.to(DEVICE)).cpu(), want)
+        assert same_bits(layer.packed()(x.to(DEVICE)).cpu(), want)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("complete")
+@pytest.mark.parametrize("tokens", [1, 5, 12])
+def test_a_whole_model_has_the_bits_of_the_cpu_packed_or_not(tokens):
+    model = tiny_model(BitLinear)
+    ids = torch.randint(0, 96, (2, tokens))
+    with ops.use_backend("reference"):
+        reference = model(ids)
+    want = model(ids)
+    model = model.to(DEVICE)
+    with ops.use_backend("metal"):
+        trained = model(ids.to(DEVICE))
+        pack(model)
+        assert same_bits(model(ids.to(DEVICE)), trained)
+    if DEVICE == "cpu":  # attention and the head are then the same computation
+        assert same_bits(trained, reference)
+        assert same_bits(trained, want)
