@@ -23,13 +23,30 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists f
     "file", ["test_number.py", "test_kernels.py", "test_layers.py", "test_float_linear.py"]
 )
 def test_kernel_tests_pass_in_the_interpreter(file, tmp_path):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
+    run_interpreted(file, tmp_path, "not slow", 280)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_slow_kernel_tests_pass_in_the_interpreter(tmp_path):
+    run_interpreted("test_kernels.py", tmp_path, "slow", 580)
+
+
+def run_interpreted(file, tmp_path, marks, seconds):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks]
+    command.append(str(HERE / file))
     environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)}
     # What the outer run was told (a report file, workers) is not for the inner one.
     for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
         environment.pop(name, None)
     result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"\d+ passed in", result.stdout)
