@@ -16,6 +16,7 @@ def load() -> None:
     """
     # Here and not at the top: importing a launcher loads the library.
     from bitnet_torch.cpu import (  # noqa: F401
+        attention,
         bit_linear,
         float_linear,
         glu,

@@ -4,7 +4,7 @@
 // Rule for *_<isa>.cpp files: no standard-library templates and no inline functions outside an unnamed namespace
 // (number.hpp says why).
 #pragma once
-#include "common.hpp"
+#include "attention.hpp"
 
 namespace bitnet {
 
@@ -65,6 +65,7 @@ struct Kernels {
     void (*product_tile)(const float* a, const float* b, int64_t depth, bool add, float* c);
     void (*ternary_strip)(const uint8_t* packed, int64_t stride, int64_t rows, float* b);
     void (*int8_strip)(const int8_t* x, int64_t stride, const float* scale, int64_t rows, float* b);
+    const AttentionKernels* attention;
 };
 
 const Kernels& kernels();  // the chosen row: the last supported one, or the forced one
@@ -85,7 +86,8 @@ const Kernels& kernels();  // the chosen row: the last supported one, or the for
     void rope_row(const void*, DType, const float*, const float*, int64_t, void*);                    \
     void product_tile(const float*, const float*, int64_t, bool, float*);                             \
     void ternary_strip(const uint8_t*, int64_t, int64_t, float*);                                     \
-    void int8_strip(const int8_t*, int64_t, const float*, int64_t, float*);
+    void int8_strip(const int8_t*, int64_t, const float*, int64_t, float*);                              \
+    extern const AttentionKernels attention;
 
 namespace scalar {
 BITNET_DECLARE_KERNELS

@@ -6,6 +6,7 @@ from bitnet_torch.ops._registry import (
     serving_backend,
     use_backend,
 )
+from bitnet_torch.ops.attention import attention
 from bitnet_torch.ops.backends import load_backends
 from bitnet_torch.ops.bit_linear import bit_linear, bit_linear_prepacked
 from bitnet_torch.ops.float_linear import float_linear
@@ -26,6 +27,7 @@ from bitnet_torch.ops.ternary_linear_grad_weight import ternary_linear_grad_weig
 
 __all__ = [
     "all_ops",
+    "attention",
     "available_backends",
     "bit_linear",
     "bit_linear_prepacked",

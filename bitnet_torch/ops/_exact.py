@@ -5,6 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_EXP = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+
 
 def pow2(exponent: Tensor) -> Tensor:
     """Return 2^exponent for int32 in [-126, 127]; ``torch.ldexp`` may be an ulp off on a device."""
@@ -48,3 +57,20 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     away = (error > 0) == (total > 0)
     nearest_odd = torch.where(away, bits + 1, bits - 1)
     return torch.where(even, nearest_odd, bits).view(torch.float64).to(torch.float32)
+
+
+def exp(v: Tensor) -> Tensor:
+    """Return exp(v), float32, within 2^-22: that of -86 below, and infinite from 89 on.
+
+    Single float32 operations in the order that :mod:`bitnet_torch.ops.glu` spells out.
+    """
+    v = v.clamp(-86.0, 104.0)
+    n = (v * 1.44269504).round()
+    r = (v - n * 0.693359375) - n * -2.12194440e-4
+    p = torch.full_like(r, _EXP[0])
+    for coefficient in _EXP[1:]:
+        p = p * r + coefficient
+    p = p * (r * r) + r + 1
+    turns = n.to(torch.int32)
+    half = turns >> 1  # 2^n itself may be beyond float32
+    return p * pow2(half) * pow2(turns - half)

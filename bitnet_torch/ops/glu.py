@@ -57,18 +57,10 @@ from torch import Tensor
 
 from bitnet_torch.errors import ConfigurationError, DTypeError, ShapeError
 from bitnet_torch.ops._checks import FLOATS, check_dtype, check_same_device
-from bitnet_torch.ops._exact import pow2
+from bitnet_torch.ops._exact import exp
 from bitnet_torch.ops._registry import Gradient, declare
 
 ACTIVATIONS = ("relu2", "silu")
-_EXP = (
-    1.9875691500e-4,
-    1.3981999507e-3,
-    8.3334519073e-3,
-    4.1665795894e-2,
-    1.6666665459e-1,
-    5.0000001201e-1,
-)
 
 
 def check_glu(g: Tensor, u: Tensor, activation: str) -> None:
@@ -124,18 +116,4 @@ def glu(g: Tensor, u: Tensor, activation: str) -> Tensor:
 
 
 def _silu(g: Tensor) -> Tensor:
-    return g / (1 + _exp((-g).masked_fill(g.isnan(), 0.0)))
-
-
-def _exp(v: Tensor) -> Tensor:
-    """Return exp(v), float32, within 2^-22: 0 beside 1 below -86, and infinite from 89 on."""
-    v = v.clamp(-86.0, 104.0)
-    n = (v * 1.44269504).round()
-    r = (v - n * 0.693359375) - n * -2.12194440e-4
-    p = torch.full_like(r, _EXP[0])
-    for coefficient in _EXP[1:]:
-        p = p * r + coefficient
-    p = p * (r * r) + r + 1
-    turns = n.to(torch.int32)
-    half = turns >> 1  # 2^n itself may be beyond float32
-    return p * pow2(half) * pow2(turns - half)
+    return g / (1 + exp((-g).masked_fill(g.isnan(), 0.0)))

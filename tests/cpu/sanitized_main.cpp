@@ -50,6 +50,9 @@ int bitnet_cpu_rope(const void*, int, const float*, const float*, int, const int
 int bitnet_cpu_rope_kv_write(const void*, const void*, const void*, int, const float*, const float*, void*, void*,
                              float*, float*, const int64_t*, const int64_t*, int64_t, int64_t, int64_t, int64_t, int64_t,
                              int64_t, void*, int);
+int bitnet_cpu_attention(const void*, int, const void*, const void*, const float*, const float*, const int64_t*,
+                         const int64_t*, const int64_t*, float, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, void*,
+                         int);
 }
 
 namespace {
@@ -149,6 +152,11 @@ void run_cache(int64_t M, int64_t K, int dtype, bool int8, int64_t spare, int th
     auto keys = buffer<uint8_t>(B * kv_heads * L * D * slot), values = buffer<uint8_t>(B * kv_heads * L * D * slot);
     auto key_scale = buffer<float>(B * kv_heads * L), value_scale = buffer<float>(B * kv_heads * L);
     auto y = buffer<uint8_t>(B * heads * M * D * size);
+    // The slots before the first token are read, too, and hold small numbers.
+    std::memset(keys.get(), 1, static_cast<size_t>(B * kv_heads * L * D * slot));
+    std::memset(values.get(), 1, static_cast<size_t>(B * kv_heads * L * D * slot));
+    std::memset(key_scale.get(), 0, static_cast<size_t>(B * kv_heads * L) * sizeof(float));
+    std::memset(value_scale.get(), 0, static_cast<size_t>(B * kv_heads * L) * sizeof(float));
     const auto* angles = reinterpret_cast<const float*>(table.get());
     const int64_t strides[] = {heads * M * D,    M * D, D, kv_heads * M * D, M * D, D, kv_heads * M * D, M * D, D, 0, 0, D / 2,
                                kv_heads * L * D, L * D, D, kv_heads * L * D, L * D, D, kv_heads * L,     L,     1,
@@ -157,6 +165,13 @@ void run_cache(int64_t M, int64_t K, int dtype, bool int8, int64_t spare, int th
                                      int8 ? key_scale.get() : nullptr, int8 ? value_scale.get() : nullptr, &start, strides,
                                      B, heads, kv_heads, M, D, L, y.get(), threads),
             "rope_kv_write");
+    const int64_t first[] = {0, start + 1};
+    const int64_t apart[] = {heads * M * D, M * D, D, kv_heads * L * D, L * D, D, kv_heads * L * D, L * D, D,
+                             kv_heads * L,  L,     kv_heads * L, L};
+    require(bitnet_cpu_attention(q.get(), dtype, keys.get(), values.get(), int8 ? key_scale.get() : nullptr,
+                                 int8 ? value_scale.get() : nullptr, &start, spare % 2 == 0 ? first : nullptr, apart, 0.5f,
+                                 B, heads, kv_heads, M, D, L, y.get(), threads),
+            "attention");
 }
 
 void run_all(int threads) {
@@ -170,6 +185,8 @@ void run_all(int threads) {
             run_rows(M, K, dtype = (dtype + 1) % 3, threads);
             run_cache(M, K, dtype, K % 2 == 0, M % 4 + 1, threads);
         }
+    run_cache(1, 64, 1, false, 5000, threads);
+    run_cache(3, 64, 0, true, 5001, threads);
     run_rows(150, 2000, 1, threads);
     run_rows(3, 131072, 2, threads);
     run(3, 1500, 2001, 1, threads);

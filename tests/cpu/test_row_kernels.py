@@ -6,8 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitnet_torch.ops import (
+    attention,
     glu,
     glu_norm_quantize,
+    quantize_activation,
     rms_norm,
     rms_norm_quantize,
     rope,
@@ -78,6 +80,34 @@ def test_caches_are_written_with_the_reference_bits(isa, dtype, make, int8):
             arguments = (q, k, v, angle.cos(), angle.sin(), *cache, torch.tensor(1))
             caches.append((rope_kv_write.impls[backend](*arguments), *cache))
         assert all(a is None or same_bits(a, b) for a, b in zip(*caches, strict=True))
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("make", INPUTS)
+def test_attention_has_the_reference_bits(isa, dtype, make, int8):
+    # Around vectors of 8 and stripes of 16 and 64; rows that fill a tile of four, and do not.
+    for d, group in ((2, 1), (8, 3), (15, 4), (16, 5), (64, 1), (72, 8), (130, 2)):
+        q, keys = make(3 * group, d).to(dtype), make(70, d).to(dtype)
+        q, keys = q.reshape(1, group, 3, d), keys.reshape(1, 1, 70, d)
+        cache, scales = [keys, keys.flip(2)], [None, None]
+        if int8:
+            cache, scales = zip(*map(quantize_activation, cache), strict=True)
+        for start, first in ((67, None), (0, torch.tensor([1])), (40, torch.tensor([3]))):
+            assert agree(attention, q, *cache, *scales, torch.tensor(start), first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@PARITY
+@given(pattern=st.integers(0, 2**31 - 1), d=st.integers(1, 40), tokens=st.integers(1, 9))
+def test_attention_of_random_bit_patterns_has_the_reference_bits(isa, dtype, pattern, d, tokens):
+    g = torch.Generator().manual_seed(pattern)
+    kind = torch.int32 if dtype == torch.float32 else torch.int16
+    top = torch.iinfo(kind).max
+    q, keys, values = (
+        torch.randint(-top, top, (3, 1, 2, tokens, d), generator=g).to(kind).view(dtype)
+    )
+    assert agree(attention, q, keys, values, None, None, torch.tensor(0), None)
 
 
 @pytest.mark.parametrize("activation", ["relu2", "silu"])

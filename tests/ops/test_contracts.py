@@ -45,6 +45,7 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
         "glu": lambda: (x, up, act),
         "glu_norm_quantize": lambda: (x, up, gain if seed % 3 else None, 1e-5, act),
         "rope": lambda: (head, angles.cos(), angles.sin()),
+        "attention": lambda: attention_arguments(dtype, lead, k, n, style, seed),
         "rope_kv_write": lambda: cache_arguments(dtype, lead, k // 2 * 2, n, style, seed),
         "pack_codes": lambda: (t,),
         "unpack_codes": lambda: (packed, n),
@@ -101,6 +102,24 @@ def cache_arguments(dtype, lead, d, n, style, seed):
     cache = empty_cache((batch, narrow, tokens + n, d), dtype, seed)
     start = torch.tensor(seed % (n + 1))
     return (q, k, v, angles.cos(), angles.sin(), *cache, start)
+
+
+def attention_arguments(dtype, lead, d, n, style, seed):
+    """Return queries and a cache, most with n slots more, whose unseen last ones are NaN."""
+    batch, tokens, narrow = 2, min(math.prod(lead), 40), 1 + n % 2
+    spare, int8 = (n if seed % 3 else 0), seed % 2 == 1
+    start = seed // 3 % (spare + 1)
+    q = activations((batch, narrow * (1 + n % 3), tokens, d), dtype, style, seed)
+    shape = (batch, narrow, tokens + spare, d)
+    keys, values = (activations(shape, dtype, style, seed + i) for i in (1, 2))
+    scales = None, None
+    if int8:
+        (keys, scale), (values, last) = map(ops.quantize_activation, (keys, values))
+        scales = scale, last
+    for x in scales if int8 else (keys, values):
+        x[:, :, start + tokens :] = math.nan
+    first = torch.tensor([0, seed % (start + tokens + 2)]) if seed % 5 else None
+    return q, keys, values, *scales, torch.tensor(start), first
 
 
 def empty_cache(shape, dtype, seed):

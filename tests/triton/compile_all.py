@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 import bitnet_torch_triton
 from bitnet_torch_triton import (
+    attention,
     float_linear,
     glu,
     pack_codes,
@@ -70,12 +71,13 @@ def rows():
 
 def cache_rows():
     for d in (64, 128, 256):
-        config = rope_kv_write.config_for(d // 2)
-        for cache, scale in (("*{f}", "None"), ("*i8", "*fp32")):
-            written = f"{cache} {cache} {scale} {scale}"
-            pointers = f"*{{f}} *{{f}} *{{f}} *fp32 *fp32 {written} *i64 *{{f}}"
-            signature = f"{pointers} i32 i32 i32 i32 i32 i32"
-            yield "_rope_kv_write_kernel", signature, blocks(config, "M", "K"), config
+        write, read = rope_kv_write.config_for(d // 2), attention.config_for(d)
+        for cache, scale, first in (("*{f}", "None", "None"), ("*i8", "*fp32", "*i64")):
+            held = f"{cache} {cache} {scale} {scale} *i64"
+            signature = f"*{{f}} *{{f}} *{{f}} *fp32 *fp32 {held} *{{f}} i32 i32 i32 i32 i32 i32"
+            yield "_rope_kv_write_kernel", signature, blocks(write, "M", "K"), write
+            signature = f"*{{f}} {held} {first} *{{f}} i32 i32 i32 i32 i32 fp32"
+            yield "_attention_kernel", signature, blocks(read, "M", "N", "K"), read
 
 
 def weight_rows():

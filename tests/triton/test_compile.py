@@ -12,7 +12,12 @@ SCRIPT = Path(__file__).parent / "compile_all.py"
 ROOT = Path(__file__).parent.parent.parent
 
 # Their contracts bound sums with and without fused products alike.
-FLOAT_SUMS = {"_float_linear_kernel", "_grad_input_kernel", "_grad_weight_kernel"}
+FLOAT_SUMS = {
+    "_attention_kernel",
+    "_float_linear_kernel",
+    "_grad_input_kernel",
+    "_grad_weight_kernel",
+}
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
 

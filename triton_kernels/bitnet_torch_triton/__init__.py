@@ -38,6 +38,7 @@ def load() -> None:
         raise BackendUnavailableError("no CUDA device, and TRITON_INTERPRET=1 is not set")
     # Here and not at the top: importing a launcher imports Triton.
     from bitnet_torch_triton import (  # noqa: F401
+        attention,
         bit_linear,
         float_linear,
         glu,

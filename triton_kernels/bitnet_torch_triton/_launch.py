@@ -16,6 +16,7 @@ class KernelConfig:
     Attributes:
         block_k: Columns of a step, or elements where a kernel sees a flat buffer.
         block_m: Tokens.
+        block_n: Keys of a cache.
         block_r: Rows of packed bytes, each of which holds four output rows.
         num_warps: Warps of a program.
         num_stages: Steps whose loads are in flight at once.
@@ -23,6 +24,7 @@ class KernelConfig:
 
     block_k: int
     block_m: int = 1
+    block_n: int = 1
     block_r: int = 1
     num_warps: int = 4
     num_stages: int = 2

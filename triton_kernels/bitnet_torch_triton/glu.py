@@ -14,7 +14,7 @@ from bitnet_torch.ops import glu as op
 from bitnet_torch.ops._registry import implement
 from bitnet_torch_triton._interpreter import also_accepted
 from bitnet_torch_triton._launch import KernelConfig, launch
-from bitnet_torch_triton.number import nearest, pow2, rounded, widened
+from bitnet_torch_triton.number import exp, rounded, widened
 
 CONFIG = KernelConfig(block_k=1024)
 
@@ -37,25 +37,7 @@ def load_row(x_ptr, u_ptr, at, inside, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _silu(g):
-    return tl.div_rn(g, 1.0 + _exp(tl.where(g != g, 0.0, -g)))
-
-
-@triton.jit
-def _exp(v):
-    """Return exp(v) as the contract spells it, for v that is not NaN."""
-    v = tl.minimum(tl.maximum(v, -86.0), 104.0)
-    n = nearest(v * 1.44269504)
-    turns = n.to(tl.float32)
-    r = (v - turns * 0.693359375) - turns * -2.12194440e-4
-    p = r * 1.9875691500e-4 + 1.3981999507e-3
-    p = p * r + 8.3334519073e-3
-    p = p * r + 4.1665795894e-2
-    p = p * r + 1.6666665459e-1
-    p = p * r + 5.0000001201e-1
-    p = p * (r * r) + r + 1.0
-    # 2^n itself may be beyond float32.
-    half = n >> 1
-    return p * pow2(half) * pow2(n - half)
+    return tl.div_rn(g, 1.0 + exp(tl.where(g != g, 0.0, -g)))
 
 
 @triton.jit

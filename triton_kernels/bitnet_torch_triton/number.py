@@ -85,3 +85,21 @@ def exponent(bits):
 def pow2(e):
     """Return 2^e as float32, exactly, for -126 <= e <= 127."""
     return ((e + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exp(v):
+    """Return exp(v) as bitnet_torch/ops/glu.py spells it, for v that is not NaN."""
+    v = tl.minimum(tl.maximum(v, -86.0), 104.0)
+    n = nearest(v * 1.44269504)
+    turns = n.to(tl.float32)
+    r = (v - turns * 0.693359375) - turns * -2.12194440e-4
+    p = r * 1.9875691500e-4 + 1.3981999507e-3
+    p = p * r + 8.3334519073e-3
+    p = p * r + 4.1665795894e-2
+    p = p * r + 1.6666665459e-1
+    p = p * r + 5.0000001201e-1
+    p = p * (r * r) + r + 1.0
+    # 2^n itself may be beyond float32.
+    half = n >> 1
+    return p * pow2(half) * pow2(n - half)

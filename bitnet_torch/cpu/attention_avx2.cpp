@@ -1,0 +1,162 @@
+// Attention on one chunk of keys, AVX2: the sums of the contract have eight lanes.
+#include "attention.hpp"
+#include "exponential_avx2.hpp"
+#include "isa.hpp"
+
+namespace bitnet {
+namespace {
+
+void widen_codes(const int8_t* x, int64_t count, float* y) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + i));
+        _mm256_storeu_ps(y + i, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)));
+    }
+    for (; i < count; ++i) y[i] = static_cast<float>(x[i]);
+}
+
+// The lanes of each of 2 x 4 accumulators added up as the contract says: row 0's four sums, then row 1's.
+BITNET_INLINE __m256 sums(const __m256* a, const __m256* b) {
+    __m256 t[4];
+    for (int i = 0; i < 4; ++i)  // l0 + l4 .. l3 + l7, of both rows
+        t[i] = _mm256_add_ps(_mm256_permute2f128_ps(a[i], b[i], 0x20), _mm256_permute2f128_ps(a[i], b[i], 0x31));
+    const __m256 u = _mm256_add_ps(_mm256_unpacklo_ps(t[0], t[1]), _mm256_unpackhi_ps(t[0], t[1]));
+    const __m256 v = _mm256_add_ps(_mm256_unpacklo_ps(t[2], t[3]), _mm256_unpackhi_ps(t[2], t[3]));
+    const __m256 even = _mm256_shuffle_ps(u, v, 0x44), odd = _mm256_shuffle_ps(u, v, 0xee);
+    return _mm256_add_ps(even, odd);
+}
+
+void scores(const float* q, int64_t rows, const float* keys, int64_t key_stride, int64_t keys_count, int64_t width,
+            float* s, int64_t s_stride) {
+    // Four keys stay in the first-level cache while all rows pass over them.
+    for (int64_t i = 0; i < keys_count; i += kKeyGroup) {
+        const float* k = keys + i * key_stride;
+        for (int64_t r = 0; r < rows; r += 2) {
+            const float *x = q + r * width, *y = x + width;
+            __m256 a[4], b[4];
+            for (int j = 0; j < 4; ++j) a[j] = b[j] = _mm256_setzero_ps();
+            for (int64_t d = 0; d < width; d += 8) {
+                const __m256 xd = _mm256_loadu_ps(x + d), yd = _mm256_loadu_ps(y + d);
+                for (int j = 0; j < 4; ++j) {
+                    const __m256 kd = _mm256_loadu_ps(k + j * key_stride + d);
+                    a[j] = _mm256_add_ps(a[j], _mm256_mul_ps(xd, kd));
+                    b[j] = _mm256_add_ps(b[j], _mm256_mul_ps(yd, kd));
+                }
+            }
+            const __m256 both = sums(a, b);
+            _mm_storeu_ps(s + r * s_stride + i, _mm256_castps256_ps128(both));
+            _mm_storeu_ps(s + (r + 1) * s_stride + i, _mm256_extractf128_ps(both, 1));
+        }
+    }
+}
+
+float peak(float* s, int64_t count, const float* key_scale) {
+    const __m256 lowest = _mm256_set1_ps(-float_of(kInfinityBits));
+    __m256 largest = lowest, unordered = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        __m256 v = _mm256_loadu_ps(s + i);
+        if (key_scale != nullptr) {
+            v = _mm256_mul_ps(v, _mm256_loadu_ps(key_scale + i));
+            _mm256_storeu_ps(s + i, v);
+        }
+        largest = _mm256_max_ps(v, largest);  // the second if v is NaN
+        unordered = _mm256_or_ps(unordered, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    }
+    float lane[8], result = -float_of(kInfinityBits);
+    _mm256_storeu_ps(lane, largest);
+    for (int j = 0; j < 8; ++j) result = lane[j] > result ? lane[j] : result;
+    bool nan = _mm256_movemask_ps(unordered) != 0;
+    for (; i < count; ++i) {
+        if (key_scale != nullptr) s[i] = s[i] * key_scale[i];
+        result = s[i] > result ? s[i] : result;
+        nan = nan || s[i] != s[i];
+    }
+    return nan ? float_of(kQuietNaNBits) : result;
+}
+
+BITNET_INLINE __m256 weight(__m256 score, __m256 peak) {
+    const __m256 gap = _mm256_sub_ps(score, peak);
+    return _mm256_and_ps(exponential(gap), _mm256_cmp_ps(gap, _mm256_set1_ps(kLowestGap), _CMP_GE_OQ));
+}
+BITNET_INLINE float tree(__m256 l) {
+    const __m128 t = _mm_add_ps(_mm256_castps256_ps128(l), _mm256_extractf128_ps(l, 1));
+    const __m128 u = _mm_add_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_add_ss(u, _mm_shuffle_ps(u, u, 1)));
+}
+
+float weights(float* s, int64_t count, float peak, const float* value_scale) {
+    const __m256 m = _mm256_set1_ps(peak);
+    __m256 total = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        __m256 p = weight(_mm256_loadu_ps(s + i), m);
+        total = _mm256_add_ps(total, p);
+        if (value_scale != nullptr) p = _mm256_mul_ps(p, _mm256_loadu_ps(value_scale + i));
+        _mm256_storeu_ps(s + i, p);
+    }
+    if (i < count) {
+        float rest[8];  // absent keys weigh +0.0, which changes no lane
+        for (int j = 0; j < 8; ++j) rest[j] = i + j < count ? s[i + j] : -float_of(kInfinityBits);
+        const __m256 p = weight(_mm256_loadu_ps(rest), m);
+        total = _mm256_add_ps(total, p);
+        _mm256_storeu_ps(rest, p);
+        for (int j = 0; i + j < count; ++j) s[i + j] = value_scale == nullptr ? rest[j] : rest[j] * value_scale[i + j];
+    }
+    return tree(total);
+}
+
+// Some rows times 8 * vectors elements of every value, the sums in registers.
+template <int rows, int vectors>
+BITNET_INLINE void tile(const float* w, int64_t w_stride, const int64_t* counts, const float* values,
+                        int64_t value_stride, int64_t width, float* o) {
+    __m256 sum[rows][vectors];
+    for (int r = 0; r < rows; ++r)
+        for (int v = 0; v < vectors; ++v) sum[r][v] = _mm256_setzero_ps();
+    int64_t common = counts[0];
+    for (int r = 1; r < rows; ++r) common = counts[r] < common ? counts[r] : common;
+    for (int64_t i = 0; i < common; ++i) {
+        __m256 value[vectors];
+        for (int v = 0; v < vectors; ++v) value[v] = _mm256_loadu_ps(values + i * value_stride + 8 * v);
+        for (int r = 0; r < rows; ++r) {
+            const __m256 p = _mm256_broadcast_ss(w + r * w_stride + i);
+            for (int v = 0; v < vectors; ++v) sum[r][v] = _mm256_add_ps(sum[r][v], _mm256_mul_ps(p, value[v]));
+        }
+    }
+    for (int r = 0; r < rows; ++r) {
+        for (int64_t i = common; i < counts[r]; ++i) {  // on the diagonal later rows see more
+            const __m256 p = _mm256_broadcast_ss(w + r * w_stride + i);
+            for (int v = 0; v < vectors; ++v) {
+                const __m256 value = _mm256_loadu_ps(values + i * value_stride + 8 * v);
+                sum[r][v] = _mm256_add_ps(sum[r][v], _mm256_mul_ps(p, value));
+            }
+        }
+        for (int v = 0; v < vectors; ++v) {
+            float* out = o + r * width + 8 * v;
+            _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), sum[r][v]));
+        }
+    }
+}
+
+void values(const float* w, int64_t w_stride, const int64_t* counts, int64_t rows, const float* values,
+            int64_t value_stride, int64_t width, float* o) {
+    int64_t r = 0;
+    // A stripe of 16 elements of all values stays in the first-level cache while the rows pass over it.
+    for (int64_t d = 0; d < width; d += 16)
+        for (r = 0; r + 4 <= rows; r += 4)
+            tile<4, 2>(w + r * w_stride, w_stride, counts + r, values + d, value_stride, width, o + r * width + d);
+    for (; r < rows; ++r) {
+        int64_t d = 0;
+        for (; d + 64 <= width; d += 64)
+            tile<1, 8>(w + r * w_stride, w_stride, counts + r, values + d, value_stride, width, o + r * width + d);
+        for (; d < width; d += 16)
+            tile<1, 2>(w + r * w_stride, w_stride, counts + r, values + d, value_stride, width, o + r * width + d);
+    }
+}
+
+}  // namespace
+
+namespace avx2 {
+const AttentionKernels attention = {widen_codes, scores, peak, weights, values};
+}
+}  // namespace bitnet

@@ -1,0 +1,72 @@
+// Attention on one chunk of keys, portable.
+#include "attention.hpp"
+#include "exponential.hpp"
+#include "isa.hpp"
+
+namespace bitnet {
+namespace {
+
+constexpr int kLanes = 8;
+
+float tree(const float* l) { return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])); }
+
+float dot(const float* a, const float* b, int64_t width) {
+    float lane[kLanes] = {};
+    for (int64_t d = 0; d < width; d += kLanes)
+        for (int j = 0; j < kLanes; ++j) {
+            const float product = a[d + j] * b[d + j];
+            lane[j] = lane[j] + product;
+        }
+    return tree(lane);
+}
+
+void widen_codes(const int8_t* x, int64_t count, float* y) {
+    for (int64_t i = 0; i < count; ++i) y[i] = static_cast<float>(x[i]);
+}
+
+void scores(const float* q, int64_t rows, const float* keys, int64_t key_stride, int64_t keys_count, int64_t width,
+            float* s, int64_t s_stride) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t i = 0; i < keys_count; ++i) s[r * s_stride + i] = dot(q + r * width, keys + i * key_stride, width);
+}
+
+float peak(float* s, int64_t count, const float* key_scale) {
+    float largest = -float_of(kInfinityBits), nan = 0.0f;
+    for (int64_t i = 0; i < count; ++i) {
+        if (key_scale != nullptr) s[i] = s[i] * key_scale[i];
+        largest = s[i] > largest ? s[i] : largest;
+        if (s[i] != s[i]) nan = s[i];
+    }
+    return nan != nan ? nan : largest;
+}
+
+float weights(float* s, int64_t count, float peak, const float* value_scale) {
+    float lane[kLanes] = {};
+    for (int64_t i = 0; i < count; ++i) {
+        const float gap = s[i] - peak;
+        const float p = gap < kLowestGap ? 0.0f : exponential(gap);
+        lane[i % kLanes] = lane[i % kLanes] + p;
+        s[i] = value_scale == nullptr ? p : p * value_scale[i];
+    }
+    return tree(lane);
+}
+
+void values(const float* w, int64_t w_stride, const int64_t* counts, int64_t rows, const float* values,
+            int64_t value_stride, int64_t width, float* o) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t d = 0; d < width; ++d) {
+            float sum = 0.0f;
+            for (int64_t i = 0; i < counts[r]; ++i) {
+                const float product = w[r * w_stride + i] * values[i * value_stride + d];
+                sum = sum + product;
+            }
+            o[r * width + d] = o[r * width + d] + sum;
+        }
+}
+
+}  // namespace
+
+namespace scalar {
+const AttentionKernels attention = {widen_codes, scores, peak, weights, values};
+}
+}  // namespace bitnet
