@@ -27,7 +27,8 @@ from bitnet_torch.io.placement import check_dtype, resolve_device
 from bitnet_torch.io.progress import byte_progress
 from bitnet_torch.io.scales import ExactScale, resolve_scale
 from bitnet_torch.io.tensor_set import TensorSet, open_checkpoint
-from bitnet_torch.io.tokenizer import ByteTokenizer, IdsOnly, Tokenizer
+from bitnet_torch.io.tokenizer import ByteTokenizer, Tokenizer
+from bitnet_torch.io.tokenizer_files import folder_tokenizer
 from bitnet_torch.models import CausalLM
 from bitnet_torch.nn import BitLinear, PackedBitLinear, with_norm
 from bitnet_torch.ops._checks import FLOATS
@@ -274,8 +275,7 @@ def _stays_in_file(reading: _Reading) -> bool:
 
 def _tokenizer(config: CheckpointConfig, folder: Path) -> Tokenizer:
     if config.tokenizer is None:
-        reason = f"{folder} names no tokenizer that this package reads"
-        return IdsOnly(config.model.vocab_size, config.eos_ids, reason)
+        return folder_tokenizer(folder, config.model.vocab_size, config.eos_ids)
     if config.model.vocab_size != ByteTokenizer.vocab_size:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: tokenizer 'bytes' has {ByteTokenizer.vocab_size} ids, but "

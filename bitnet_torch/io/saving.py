@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from bitnet_torch.io.loading import read_config
 from bitnet_torch.io.progress import byte_progress
 from bitnet_torch.io.tensor_stream import write_tensor_stream
 from bitnet_torch.io.tokenizer import ByteTokenizer, IdsOnly, Tokenizer
+from bitnet_torch.io.tokenizer_text import TextTokenizer
 from bitnet_torch.models import CausalLM
 
 logger = logging.getLogger(__name__)
@@ -48,8 +50,9 @@ def save_pretrained(
         model: With BitLinear or PackedBitLinear layers, or in full precision.
         folder: Where to write; its parent must exist.
         format: ``"hf-packed"`` for codes and scales, ``"hf-master"`` for float weights.
-        tokenizer: Named in the folder, so that ``load`` can take text; by default that of the
-            folder the model was loaded from, if there was one.
+        tokenizer: Named in the folder, or written to it with its chat template, so that ``load``
+            can take text; by default that of the folder the model was loaded from, if there was
+            one.
 
     Raises:
         ConfigurationError: The format, the tokenizer or the kind of model is not supported.
@@ -70,7 +73,9 @@ def save_pretrained(
     if tokenizer is None and origin is not None:
         values |= _text_keys(origin)
     contents = plan_contents(model, ternary, quantization)
-    _write(Path(folder), json.dumps(values, indent=2) + "\n", contents, origin)
+    files = tokenizer.files() if isinstance(tokenizer, TextTokenizer) else _companions(origin)
+    files |= {CONFIG_FILE: json.dumps(values, indent=2) + "\n"}
+    _write(Path(folder), files, contents)
 
 
 def _origin(model: CausalLM) -> Path | None:
@@ -96,7 +101,7 @@ def _with_tokenizer(
         return replace(config, tokenizer=before.tokenizer, eos_ids=before.eos_ids)
     if isinstance(tokenizer, ByteTokenizer):
         return replace(config, tokenizer="bytes", eos_ids=tokenizer.eos_ids)
-    if isinstance(tokenizer, IdsOnly):
+    if isinstance(tokenizer, (IdsOnly, TextTokenizer)):
         return replace(config, eos_ids=tokenizer.eos_ids)
     raise ConfigurationError(f"a {type(tokenizer).__name__} cannot be written to a checkpoint")
 
@@ -106,13 +111,17 @@ def _text_keys(origin: Path) -> dict[str, Any]:
     return {key: values[key] for key in _TEXT_KEYS if key in values}
 
 
-def _write(folder: Path, config: str, contents: Contents, origin: Path | None) -> None:
+def _write(folder: Path, files: Mapping[str, str | Path], contents: Contents) -> None:
+    """Write the weights and, by name, files whose text is given or that are copied."""
     try:
         with atomic_folder(folder) as aside, byte_progress("writing", contents.nbytes) as advance:
             _keep_other_files(folder, aside)
-            if origin is not None:
-                _copy_companions(origin, aside)
-            (aside / CONFIG_FILE).write_text(config, encoding="utf-8")
+            for name, content in files.items():
+                if isinstance(content, Path):
+                    shutil.copyfile(content, aside / name)
+                else:
+                    (aside / name).write_text(content, encoding="utf-8")
+                set_default_mode(aside / name)
             write_tensor_stream(
                 aside / WEIGHTS_FILE,
                 contents.plans,
@@ -124,11 +133,11 @@ def _write(folder: Path, config: str, contents: Contents, origin: Path | None) -
         raise CheckpointError(f"cannot write checkpoint {folder}: {error}") from error
 
 
-def _copy_companions(origin: Path, aside: Path) -> None:
-    for name in COMPANIONS:
-        if (origin / name).is_file():
-            shutil.copyfile(origin / name, aside / name)
-            set_default_mode(aside / name)
+def _companions(origin: Path | None) -> dict[str, str | Path]:
+    """Return the files of ``origin`` that travel along, by name."""
+    if origin is None:
+        return {}
+    return {name: origin / name for name in COMPANIONS if (origin / name).is_file()}
 
 
 def _keep_other_files(folder: Path, aside: Path) -> None:

@@ -1,5 +1,7 @@
 """Text to token ids and back: the protocol, and the tokenizer that needs no vocabulary.
 
+Tokenizers with a vocabulary are in :mod:`bitnet_torch.io.tokenizer_text`.
+
 :class:`ByteTokenizer` gives every byte of the UTF-8 text its own id. Any text and any bytes
 survive it: a Python string can carry bytes that are not UTF-8 as lone surrogates U+DC80 to
 U+DCFF (``surrogateescape``, which is how Python hands over odd command-line arguments and file
@@ -12,9 +14,12 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bitnet_torch.errors import GenerationError
+
+if TYPE_CHECKING:
+    from bitnet_torch.io.chat_template import ChatTemplate
 
 
 class StreamDecoder(Protocol):
@@ -35,6 +40,7 @@ class Tokenizer(Protocol):
     Attributes:
         vocab_size: Ids lie in [0, vocab_size).
         eos_ids: Ids that end a text; empty if there is none.
+        chat_template: Turns a conversation into text; None if the checkpoint has none.
     """
 
     @property
@@ -47,8 +53,19 @@ class Tokenizer(Protocol):
         """Ids that end a text."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``."""
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """Turns a conversation into text."""
+        ...
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Return the ids of ``text``.
+
+        Args:
+            text: Any text.
+            special: Whether to add what a text begins and ends with, such as a bos token. A
+                rendered conversation has these already.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -65,15 +82,19 @@ class ByteTokenizer:
 
     Args:
         eos_ids: Bytes that end a text; none by default.
+        chat_template: Turns a conversation into text.
     """
 
     vocab_size = 256
 
-    def __init__(self, eos_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, eos_ids: Sequence[int] = (), chat_template: ChatTemplate | None = None
+    ) -> None:
         self.eos_ids = tuple(eos_ids)
+        self.chat_template = chat_template
 
-    def encode(self, text: str) -> list[int]:
-        """Return the bytes of ``text``.
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Return the bytes of ``text``; there are no special ones to add.
 
         Raises:
             GenerationError: ``text`` holds a surrogate that stands for no byte.
@@ -113,8 +134,9 @@ class IdsOnly:
         self.vocab_size = vocab_size
         self.eos_ids = tuple(eos_ids)
         self.reason = reason
+        self.chat_template: ChatTemplate | None = None
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special: bool = True) -> list[int]:
         """Raise GenerationError: there is no tokenizer."""
         raise self._error()
 
