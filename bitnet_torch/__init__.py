@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from bitnet_torch.generate import LanguageModel as LanguageModel
     from bitnet_torch.generate import load as load
     from bitnet_torch.io import save_pretrained as save_pretrained
+    from bitnet_torch.nn import AccelerateReport as AccelerateReport
     from bitnet_torch.nn import BitLinear as BitLinear
     from bitnet_torch.nn import ConversionReport as ConversionReport
     from bitnet_torch.nn import PackedBitLinear as PackedBitLinear
     from bitnet_torch.nn import PackReport as PackReport
+    from bitnet_torch.nn import accelerate as accelerate
     from bitnet_torch.nn import convert as convert
     from bitnet_torch.nn import pack as pack
     from bitnet_torch.ops import use_backend as use_backend
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
 __version__ = version("bitnet-torch")
 
 _HOME = {
+    "AccelerateReport": "nn",
     "BitLinear": "nn",
     "BitNetError": "errors",
     "ConversionReport": "nn",
     "LanguageModel": "generate",
     "PackReport": "nn",
     "PackedBitLinear": "nn",
+    "accelerate": "nn",
     "convert": "nn",
     "load": "generate",
     "pack": "nn",

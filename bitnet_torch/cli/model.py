@@ -56,7 +56,8 @@ def load_model(folder: str | Path, args: argparse.Namespace) -> LanguageModel:
 
     device, name = getattr(args, "device", None), getattr(args, "dtype", None)
     dtype: torch.dtype | None = getattr(torch, name) if name else None
-    lm = load(folder, device=device, dtype=dtype)
+    degenerate = getattr(args, "allow_degenerate", False)
+    lm = load(folder, device=device, dtype=dtype, allow_degenerate=degenerate)
     debug_trace("loaded", folder=Path(folder), device=lm.model.device, dtype=lm.model.dtype)
     return lm
 

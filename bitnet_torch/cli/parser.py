@@ -102,3 +102,13 @@ def add_model(parser: Parser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="of the computation (default: as stored)",
     )
+    add_allow_degenerate(parser)
+
+
+def add_allow_degenerate(parser: Parser) -> None:
+    """Add ``--allow-degenerate``."""
+    parser.add_argument(
+        "--allow-degenerate",
+        action="store_true",
+        help="take matrices that are all zero and numbers that are not finite",
+    )

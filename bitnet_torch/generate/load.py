@@ -23,6 +23,8 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     lm_head: str = "auto",
+    *,
+    allow_degenerate: bool = False,
 ) -> LanguageModel:
     """Load a checkpoint folder for generation.
 
@@ -32,6 +34,8 @@ def load(
         device: Where the model shall lie; PyTorch's default device if None.
         dtype: Of the computation; that of the stored embedding if None.
         lm_head: ``"float"`` or ``"auto"``: exact float32 logits.
+        allow_degenerate: Take matrices that are all zero and numbers that are not finite, the
+            marks of a damaged conversion.
 
     Raises:
         CheckpointError: The folder is missing, damaged or not supported.
@@ -51,7 +55,7 @@ def load(
         raise ConfigurationError(
             f"lm_head {lm_head!r} is {state}; available are {_HEADS}", lm_head=lm_head
         )
-    model, tokenizer = load_pretrained(path, device, dtype)
+    model, tokenizer = load_pretrained(path, device, dtype, allow_degenerate)
     if any(isinstance(module, BitLinear) for module in model.modules()):
         # Left in this form, because who loads masters may mean to train them.
         logger.info(

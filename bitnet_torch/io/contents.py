@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bitnet_torch.errors import CheckpointError, ConfigurationError
+from bitnet_torch.errors import CheckpointError, ConfigurationError, QuantizationError
 from bitnet_torch.io.hf_quantization import Quantization
 from bitnet_torch.io.names import file_name
 from bitnet_torch.io.scales import METADATA_KEY, ExactScale, describe_scale, render_scales
@@ -169,8 +169,15 @@ def _plan_master(contents: Contents, name: str, layer: Ternary) -> None:
     if isinstance(layer, BitLinear):
         contents.add(f"{name}.weight", layer.weight)
         return
+
+    def latent() -> Tensor:
+        try:
+            return layer.latent_weight()
+        except QuantizationError as error:
+            raise QuantizationError(f"{name}: {error}", module=name, **error.context) from error
+
     shape = torch.Size((layer.out_features, layer.in_features))
-    contents.plans.append(_plan(f"{name}.weight", shape, torch.float32, layer.latent_weight))
+    contents.plans.append(_plan(f"{name}.weight", shape, torch.float32, latent))
 
 
 def _plan(
