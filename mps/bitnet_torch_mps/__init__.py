@@ -50,6 +50,7 @@ def register(also_accepts: tuple[str, ...] = ()) -> None:
     _device.also_accepts = also_accepts
     from bitnet_torch_mps import (  # noqa: F401
         bit_linear,
+        float_linear,
         glu,
         glu_norm_quantize,
         multi_ternary_linear,
@@ -60,5 +61,8 @@ def register(also_accepts: tuple[str, ...] = ()) -> None:
         rms_norm,
         rms_norm_quantize,
         rope,
+        rope_kv_write,
         ternary_linear,
+        ternary_linear_grad_input,
+        ternary_linear_grad_weight,
     )

@@ -67,6 +67,16 @@ inline float load_any(device const void* values, uint dtype, ulong i) {
     return widened(static_cast<device const bfloat*>(values)[i]);
 }
 
+// Round once to a dtype that only the host knows, and store.
+inline void store_any(device void* y, uint dtype, ulong i, float value) {
+    if (dtype == DTYPE_FLOAT)
+        static_cast<device float*>(y)[i] = value;
+    else if (dtype == DTYPE_HALF)
+        static_cast<device half*>(y)[i] = rounded<half>(value);
+    else
+        static_cast<device bfloat*>(y)[i] = rounded<bfloat>(value);
+}
+
 // |x| as bits, ordered like numbers: NaN above infinity.
 inline uint magnitude(float x) { return as_type<uint>(x) & 0x7FFFFFFFu; }
 

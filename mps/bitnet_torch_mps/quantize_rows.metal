@@ -4,6 +4,7 @@
 // owns a row and reads it anew for each of its passes (the norm's peak and sum, the peak, the codes), computing again
 // what stands before a pass; so no intermediate row goes to memory, and a row may have any length.
 #include "norm.metal"
+#include "int8_row.metal"
 
 // Element k of the row, gated, and normalised if there is a weight; as float32.
 template <typename T, int GATE>
@@ -39,15 +40,10 @@ template <typename T, int GATE>
     for (uint k = index; k < K; k += size)
         peak = max(peak, magnitude(load_normalised<T, GATE>(x, u, weight, weight_dtype, row, k, r)));
     peak = group_max(peak, peaks, group);
-    const bool bad = peak > BITS_2_TO_126;
-    const float amax = max(as_type<float>(bad ? 0u : peak), 1e-5f);
-    const float inv = 1.0f / amax * 127.0f;
-    if (index == 0) scale[m] = bad ? NAN : amax / 127.0f;
-    for (uint k = index; k < K; k += size) {
-        const float value = load_normalised<T, GATE>(x, u, weight, weight_dtype, row, k, r);
-        // |value * inv| exceeds 127 by two roundings at most, so its integer needs no clamp.
-        codes[row + k] = char(nearest((bad ? 0.0f : value) * inv));
-    }
+    const RowScale quantum = row_scale(peak);
+    if (index == 0) scale[m] = quantum.scale;
+    for (uint k = index; k < K; k += size)
+        codes[row + k] = row_code(load_normalised<T, GATE>(x, u, weight, weight_dtype, row, k, r), quantum);
 }
 
 #define QUANTIZE_ROWS(NAME, T, GATE) \

@@ -2,7 +2,7 @@
 //
 // The tables are read where they lie: head m takes their row m / repeats % table_rows, which is what broadcasting over
 // the dimensions in front of the positions and behind them means.
-#include "number.metal"
+#include "rotation.metal"
 
 template <typename T>
 [[kernel]] void rope(device const T* x [[buffer(0)]],           // (M, 2 * H)
@@ -15,9 +15,9 @@ template <typename T>
     const uint j = place.x, H = size.x;
     const ulong first = ulong(place.y) * (2 * H) + j, second = first + H;
     const ulong table = ulong(place.y / period.x % period.y) * H + j;
-    const float c = cosines[table], s = sines[table], x1 = widened(x[first]), x2 = widened(x[second]);
-    y[first] = rounded<T>(x1 * c - x2 * s);
-    y[second] = rounded<T>(x2 * c + x1 * s);
+    const Pair<T> pair = turned<T>(widened(x[first]), widened(x[second]), cosines[table], sines[table]);
+    y[first] = pair.first;
+    y[second] = pair.second;
 }
 
 #define ROPE(T) template [[host_name("rope_" #T)]] [[kernel]] decltype(rope<T>) rope<T>;

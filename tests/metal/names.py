@@ -3,6 +3,7 @@
 BIT_EXACT = (
     "bit_linear",
     "bit_linear_prepacked",
+    "float_linear",
     "glu",
     "glu_norm_quantize",
     "multi_ternary_linear",
@@ -13,6 +14,11 @@ BIT_EXACT = (
     "rms_norm",
     "rms_norm_quantize",
     "rope",
+    "rope_kv_write",
     "ternary_linear",
     "unpack_codes",
 )
+
+# Float sums whose order is the backend's own: within a bound, not to the bit.
+BOUNDED = ("ternary_linear_grad_input", "ternary_linear_grad_weight")
+KERNELS = [*BIT_EXACT, *BOUNDED]
