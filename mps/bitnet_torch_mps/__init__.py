@@ -49,6 +49,7 @@ def register(also_accepts: tuple[str, ...] = ()) -> None:
 
     _device.also_accepts = also_accepts
     from bitnet_torch_mps import (  # noqa: F401
+        attention,
         bit_linear,
         float_linear,
         glu,

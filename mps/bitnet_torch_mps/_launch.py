@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 DTYPES = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat"}
+# What a cache of keys and values may hold.
+CACHE_DTYPES = {**DTYPES, torch.int8: "char"}
 # What number.metal calls DTYPE_*: the dtype of a vector that a kernel reads as `void`.
 _DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, None: 3}
 _INCLUDE = re.compile(r'^#include "(\w+)\.metal"\n', re.MULTILINE)

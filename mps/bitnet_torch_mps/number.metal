@@ -21,6 +21,8 @@ constant constexpr uint DTYPE_NONE = 3;
 
 inline float widened(float x) { return x; }
 
+inline float widened(char x) { return float(x); }
+
 inline float widened(bfloat x) { return as_type<float>(uint(as_type<ushort>(x)) << 16); }
 
 inline float widened(half x) {
@@ -104,4 +106,21 @@ inline float float_of(ulong s) {
     const uint kept = uint(s >> shift);
     const uint up = rest > middle || (rest == middle && (kept & 1u) != 0u) ? 1u : 0u;
     return float(kept + up) * pow2(int(shift));
+}
+
+// exp(v) as the contract of glu spells it, for v that is not NaN.
+inline float exp_of(float v) {
+    const float x = min(max(v, -86.0f), 104.0f);
+    const int n = nearest(x * 1.44269504f);
+    const float turns = float(n);
+    const float r = (x - turns * 0.693359375f) - turns * -2.12194440e-4f;
+    float p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    // 2^n itself may be beyond float32.
+    const int first = n >> 1;
+    return p * pow2(first) * pow2(n - first);
 }

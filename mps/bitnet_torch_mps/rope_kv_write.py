@@ -7,9 +7,7 @@ from torch import Tensor
 
 from bitnet_torch.ops import rope_kv_write as op
 from bitnet_torch_mps._device import by_reference, metal
-from bitnet_torch_mps._launch import DTYPES, launch
-
-_CACHE_TYPES = {**DTYPES, torch.int8: "char"}
+from bitnet_torch_mps._launch import CACHE_DTYPES, DTYPES, launch
 
 
 @metal(op)
@@ -37,7 +35,7 @@ def launch_rope_kv_write(
     batch, heads, tokens, d = q.shape
     launch(
         "rope_kv_write",
-        f"rope_kv_write_{DTYPES[q.dtype]}_{_CACHE_TYPES[keys.dtype]}",
+        f"rope_kv_write_{DTYPES[q.dtype]}_{CACHE_DTYPES[keys.dtype]}",
         *(q, k, v, cos, sin, *dense, start, y),
         [heads, k.shape[1], keys.shape[2], d // 2],
         int(cos.shape[0] > 1),

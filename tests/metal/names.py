@@ -1,6 +1,7 @@
 """The ops that have Metal kernels, as the tests expect them."""
 
 BIT_EXACT = (
+    "attention",
     "bit_linear",
     "bit_linear_prepacked",
     "float_linear",

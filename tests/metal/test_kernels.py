@@ -12,7 +12,8 @@ from bitnet_torch.ops.layouts import EXCHANGE, layout_named, preferred_layout
 from tests.bits import same_bits
 from tests.cases import DTYPES, SHAPES, STYLES, codes, leading, seeds, styles
 from tests.metal.device import DEVICE, RUNS_KERNELS, on_device, outputs_on_cpu, run
-from tests.metal.names import BOUNDED, KERNELS
+from tests.metal.names import BIT_EXACT, BOUNDED, KERNELS
+from tests.ops.adversarial import CASES, EXACT_OPS, adversarial_arguments
 from tests.ops.test_contracts import agree, each_tensor, make_arguments, outputs, spread
 
 pytestmark = RUNS_KERNELS
@@ -20,7 +21,11 @@ pytestmark = RUNS_KERNELS
 
 def arguments_of(name, *case):
     """Return arguments of an op, codes in the layout of modules on ``mps``."""
-    arguments = make_arguments(name, *case)
+    return in_exchange_layout(name, make_arguments(name, *case))
+
+
+def in_exchange_layout(name, arguments):
+    """Return arguments whose codes are in the layout of modules on ``mps``."""
     if name == "bit_linear_prepacked":
         x, buffer, layout, scale, n, bias = arguments
         packed = layout_named(layout).unpack(buffer, n, x.shape[-1])
@@ -181,6 +186,37 @@ def test_rope_reads_tables_of_every_broadcast_shape(table):
     x = torch.randn(2, 3, 4, 5, 6)
     angles = torch.randn(*table, 3)
     assert agrees("rope", x, angles.cos(), angles.sin())
+
+
+@pytest.mark.parametrize("start", [-2, 3, 9])
+@pytest.mark.parametrize("kind", [torch.float16, torch.int8], ids=str)
+def test_slots_outside_the_cache_are_not_written_and_others_are(start, kind):
+    q, k, v, cos, sin, *_ = make_arguments("rope_kv_write", torch.float16, (4,), 16, 3, "normal", 1)
+    shape = (*k.shape[:2], 5, 16)
+    cache = [torch.full(shape, 7, dtype=kind) for _ in range(2)]
+    scales = [torch.full(shape[:-1], 0.5) if kind == torch.int8 else None for _ in range(2)]
+    arguments = [*map(on_device, (q, k, v, cos, sin, *cache, *scales, torch.tensor(start)))]
+    _, keys, *_ = results("rope_kv_write", "metal", arguments)
+    written = [slot for slot in range(5) if start <= slot < start + 4]
+    touched = (keys.cpu() != 7).flatten(3).any(3).any(1).any(0).nonzero().flatten().tolist()
+    assert touched == written
+
+
+def test_a_query_that_stands_outside_the_cache_is_nan_on_this_device():
+    q, keys, values = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 4, 8), torch.randn(1, 1, 4, 8)
+    (out,) = run("attention", q, keys, values, None, None, torch.tensor(-2), None)
+    assert out.isnan().flatten(2).all(2).tolist() == [[True, True, False]]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("subnormals")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [n for n in EXACT_OPS if n in BIT_EXACT])
+@pytest.mark.timeout(600)
+def test_kernels_have_the_references_bits_at_the_ends_of_what_they_accept(name, dtype, case):
+    for arguments in adversarial_arguments(name, case, dtype):
+        assert agrees(name, *in_exchange_layout(name, arguments))
 
 
 @pytest.mark.usefixtures("subnormals")
