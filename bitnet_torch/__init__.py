@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitnet_torch import assets as assets
+    from bitnet_torch import memory as memory
     from bitnet_torch import ops as ops
     from bitnet_torch.errors import BitNetError as BitNetError
     from bitnet_torch.generate import LanguageModel as LanguageModel
@@ -44,7 +45,18 @@ _HOME = {
     "save_pretrained": "io",
     "use_backend": "ops",
 }
-_SUBPACKAGES = ("assets", "diagnostics", "errors", "generate", "io", "models", "nn", "ops", "train")
+_SUBPACKAGES = (
+    "assets",
+    "diagnostics",
+    "errors",
+    "generate",
+    "io",
+    "memory",
+    "models",
+    "nn",
+    "ops",
+    "train",
+)
 
 __all__ = ["__version__", "ops", *sorted(_HOME)]
 

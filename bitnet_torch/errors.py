@@ -72,6 +72,12 @@ class OutOfMemoryError(BitNetError, MemoryError):
     kind = "memory"
 
 
+class LeaseError(BitNetError, ValueError):
+    """A lease was released twice, given to a pool that is not its own, or used after its end."""
+
+    kind = "lease"
+
+
 class QuantizationError(BitNetError, ValueError):
     """A value cannot be quantised, or codes are not what the format allows."""
 

@@ -1,0 +1,66 @@
+"""Track a block of a program and write what was seen: the short way to all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.memory.pool import HybridMemoryPool
+from bitnet_torch.memory.tracker import MemoryTracker
+
+
+@contextlib.contextmanager
+def track(
+    module: nn.Module | None = None,
+    *,
+    level: str = "full",
+    backend: str = "auto",
+    html: str | os.PathLike[str] | None = None,
+    chrome_trace: str | os.PathLike[str] | None = None,
+    memory_viz: str | os.PathLike[str] | None = None,
+) -> Iterator[MemoryTracker]:
+    """Track memory while the block runs, then write what is asked for, also after an error.
+
+    Example::
+
+        with bt.memory.track(lm.model, html="memory.html") as tracker:
+            lm.generate("Good night, good ")
+        print(tracker.profile_report())
+
+    Args:
+        module: Attribute memory to its parts.
+        level: ``"track"``, or ``"full"`` for lines of the program as well.
+        backend: As of :meth:`MemoryTracker.start`.
+        html: Write a page here.
+        chrome_trace: Write a trace for ``chrome://tracing`` and Perfetto here.
+        memory_viz: Write a pickle for PyTorch's memory viewer here.
+
+    Raises:
+        ConfigurationError: A folder of these is not there, a setting is wrong, or a tracker of
+            this process is running already. Nothing has been tracked.
+        BackendUnavailableError: The backend asked for by name cannot be had here.
+    """
+    for path in (html, chrome_trace, memory_viz):
+        if path is not None and not Path(path).parent.is_dir():
+            raise ConfigurationError(f"{path}: there is no folder {Path(path).parent}")
+    tracker = HybridMemoryPool.instance().get_memory_tracker().start(level, backend=backend)
+    try:
+        if module is not None:
+            tracker.attach(module)
+        yield tracker
+    finally:
+        try:
+            if html is not None:
+                tracker.write_html(html)
+            if chrome_trace is not None:
+                tracker.export_chrome_trace(chrome_trace)
+            if memory_viz is not None:
+                tracker.dump_snapshot(memory_viz)
+        finally:
+            tracker.detach()
+            tracker.stop()
