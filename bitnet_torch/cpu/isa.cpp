@@ -94,13 +94,15 @@ constexpr Kernels with_product(Kernels base, const char* name, void (*ternary_pa
 
 constexpr Kernels kScalar = {"scalar", scalar::quantize_row, scalar::row_sum, scalar::weight_max, scalar::weight_sum,
      scalar::weight_codes, scalar::ternary_panels, scalar::widen_row, scalar::narrow_row, scalar::norm_row, scalar::glu_row,
-     scalar::float_rows, scalar::float_dot, scalar::rope_row, scalar::product_tile, scalar::ternary_strip,
+     scalar::float_rows, scalar::float_dot, scalar::head_codes, scalar::int8_rows,
+    scalar::first_above, scalar::rope_row, scalar::product_tile, scalar::ternary_strip,
      scalar::int8_strip, &scalar::attention};
 #if defined(BITNET_AVX2)
 constexpr Kernels kAvx2 = {
     "avx2", avx2::quantize_row, avx2::row_sum, avx2::weight_max, avx2::weight_sum, avx2::weight_codes,
     avx2::ternary_panels, avx2::widen_row, avx2::narrow_row, avx2::norm_row, avx2::glu_row,
-    avx2::float_rows, avx2::float_dot, avx2::rope_row, avx2::product_tile, avx2::ternary_strip,
+    avx2::float_rows, avx2::float_dot, avx2::head_codes, avx2::int8_rows,
+    avx2::first_above, avx2::rope_row, avx2::product_tile, avx2::ternary_strip,
     avx2::int8_strip, &avx2::attention};
 #endif
 
@@ -163,4 +165,4 @@ BITNET_EXPORT int bitnet_cpu_isa_force(const char* name) {
 }
 
 // Python refuses a library that was built from other sources: the argument lists would not match.
-BITNET_EXPORT int bitnet_cpu_abi() { return 7; }
+BITNET_EXPORT int bitnet_cpu_abi() { return 8; }

@@ -37,6 +37,18 @@ struct FloatJob {
     int64_t tokens, N, K;
 };
 
+// An int8 product over some rows of h; strides and counts are in elements.
+struct Int8Job {
+    const int8_t* x;       // tokens rows, x_stride apart: codes, zero from K to the next multiple of 32; then |codes|
+    int64_t x_stride;
+    const float* x_scale;  // one for each token
+    const int8_t* h;       // N x K
+    const float* h_scale;  // N
+    void* y;               // tokens x N, without padding
+    DType y_dtype;
+    int64_t tokens, N, K;
+};
+
 enum Activation : int { kRelu2 = 0, kSilu = 1 };
 inline bool valid_activation(int code) { return code == kRelu2 || code == kSilu; }
 
@@ -59,6 +71,10 @@ struct Kernels {
     void (*glu_row)(const void* g, const void* u, DType dtype, int64_t count, Activation activation, float* h);
     void (*float_rows)(const FloatJob& job, int64_t first, int64_t last);  // all tokens, weight rows [first, last)
     float (*float_dot)(const float* x, const void* w, DType dtype, int64_t K);  // one output of it, unrounded
+    void (*head_codes)(const void* w, DType dtype, int64_t count, float scale, int8_t* h);  // rne(w / scale)
+    void (*int8_rows)(const Int8Job& job, int64_t first, int64_t last);  // all tokens, rows [first, last)
+    // The first i >= from with x[i] > limit or x[i] NaN, else count.
+    int64_t (*first_above)(const float* x, int64_t from, int64_t count, float limit);
     // Turns the pairs (j, j + half) of one head.
     void (*rope_row)(const void* x, DType dtype, const float* cos, const float* sin, int64_t half, void* y);
     // The tiles of float_tile.hpp: c (+)= a * b, and strips b of codes as floats.
@@ -83,6 +99,9 @@ const Kernels& kernels();  // the chosen row: the last supported one, or the for
     void glu_row(const void*, const void*, DType, int64_t, Activation, float*);                       \
     void float_rows(const FloatJob&, int64_t, int64_t);                                               \
     float float_dot(const float*, const void*, DType, int64_t);                                       \
+    void head_codes(const void*, DType, int64_t, float, int8_t*);                                     \
+    void int8_rows(const Int8Job&, int64_t, int64_t);                                                 \
+    int64_t first_above(const float*, int64_t, int64_t, float);                                       \
     void rope_row(const void*, DType, const float*, const float*, int64_t, void*);                    \
     void product_tile(const float*, const float*, int64_t, bool, float*);                             \
     void ternary_strip(const uint8_t*, int64_t, int64_t, float*);                                     \

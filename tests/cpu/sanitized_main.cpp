@@ -43,6 +43,12 @@ int bitnet_cpu_rms_norm_quantize(const void*, int, const void*, int, float, int6
 int bitnet_cpu_glu(const void*, const void*, int, int, int64_t, void*, int);
 int bitnet_cpu_glu_norm_quantize(const void*, const void*, int, int, const void*, int, float, int64_t, int64_t, int8_t*,
                                  float*, int);
+int bitnet_cpu_quantize_head(const void*, int, int64_t, int64_t, int8_t*, float*, int);
+int bitnet_cpu_int8_linear(const int8_t*, const float*, const int8_t*, const float*, void*, int, int64_t, int64_t, int64_t,
+                           int);
+int bitnet_cpu_top_k(const float*, int64_t, int64_t, int64_t, float*, int64_t*, int);
+int bitnet_cpu_screened_top_k(const void*, int, const void*, int, const int8_t*, const float*, const float*, float*,
+                              int64_t*, int64_t*, int64_t, int64_t, int64_t, int64_t, int);
 int bitnet_cpu_float_linear(const void*, int, const void*, int, const void*, int, void*, int, int64_t, int64_t, int64_t,
                             int);
 int bitnet_cpu_rope(const void*, int, const float*, const float*, int, const int64_t*, const int64_t*, const int64_t*,
@@ -73,6 +79,22 @@ std::unique_ptr<uint8_t[]> numbers(int64_t count, int dtype) {
     auto data = buffer<uint8_t>(bytes);
     for (int64_t i = 0; i < bytes; ++i) data[i] = static_cast<uint8_t>(i % 2 == 0 ? i * 37 : 0x20 + i % 8 + (i % 3 ? 0x80 : 0));
     return data;
+}
+
+void run_head(int64_t M, int64_t N, int64_t K, int dtype, const uint8_t* x, const uint8_t* w, const int8_t* x_q,
+              const float* x_scale, int threads) {
+    const int64_t k = N < 5 ? N : 5;
+    auto h = buffer<int8_t>(N * K);
+    auto h_scale = buffer<float>(N), bounds = buffer<float>(2 * N), scores = buffer<float>(M * N);
+    auto values = buffer<float>(M * k);
+    auto ids = buffer<int64_t>(M * k), rescored = buffer<int64_t>(M);
+    for (int64_t i = 0; i < 2 * N; ++i) bounds[i] = 1e-3f;
+    require(bitnet_cpu_quantize_head(w, dtype, N, K, h.get(), h_scale.get(), threads), "quantize_head");
+    require(bitnet_cpu_int8_linear(x_q, x_scale, h.get(), h_scale.get(), scores.get(), 0, M, N, K, threads), "int8_linear");
+    require(bitnet_cpu_top_k(scores.get(), M, N, k, values.get(), ids.get(), threads), "top_k");
+    require(bitnet_cpu_screened_top_k(x, dtype, w, dtype, h.get(), h_scale.get(), bounds.get(), values.get(), ids.get(),
+                                      rescored.get(), M, N, K, k, threads),
+            "screened_top_k");
 }
 
 void run(int64_t M, int64_t N, int64_t K, int dtype, int threads) {
@@ -107,6 +129,7 @@ void run(int64_t M, int64_t N, int64_t K, int dtype, int threads) {
             "bit_linear");
     require(bitnet_cpu_float_linear(x.get(), dtype, w.get(), dtype, bias.get(), dtype, y.get(), dtype, M, N, K, threads),
             "float_linear");
+    run_head(M, N, K, dtype, x.get(), w.get(), x_q.get(), x_scale.get(), threads);
     auto dx = buffer<uint8_t>(M * K * 4), dw = buffer<uint8_t>(N * K * 2);
     require(bitnet_cpu_ternary_linear_grad_input(y.get(), dtype, packed.get(), w_scale.get(), N, dx.get(), 0, M, N, K,
                                                  threads),

@@ -29,7 +29,8 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
     gain = activations((k,), dtype, "normal", seed + 1)
     up = activations((*lead, k), dtype, style, seed + 2)
     act = ("relu2", "silu")[seed // 2 % 2]
-    head = x[..., : k // 2 * 2]
+    heads = x[..., : k // 2 * 2]
+    lm_head = other_dtype(n, k, dtype, seed)
     # One table for all leading dimensions but the last, as for positions.
     angles = torch.rand((*lead[-1:], k // 2), generator=generator(seed)) * 100
     bias = None if seed % 3 else torch.randn(n, generator=generator(seed)).to(dtype)
@@ -44,7 +45,7 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
         "rms_norm_quantize": lambda: (x, gain, 1e-5),
         "glu": lambda: (x, up, act),
         "glu_norm_quantize": lambda: (x, up, gain if seed % 3 else None, 1e-5, act),
-        "rope": lambda: (head, angles.cos(), angles.sin()),
+        "rope": lambda: (heads, angles.cos(), angles.sin()),
         "attention": lambda: attention_arguments(dtype, lead, k, n, style, seed),
         "rope_kv_write": lambda: cache_arguments(dtype, lead, k // 2 * 2, n, style, seed),
         "pack_codes": lambda: (t,),
@@ -59,11 +60,26 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
             n,
             bias,
         ),
-        "float_linear": lambda: (x, other_dtype(n, k, dtype, seed), bias, out_dtype(dtype, seed)),
         "ternary_linear_grad_input": lambda: (grad, packed, scale, kept),
         "ternary_linear_grad_weight": lambda: (grad, x_q, x_scale, kept),
+        "top_k": lambda: (x.float(), seed % (min(k, 4) + 1)),
+        "quantize_head": lambda: (lm_head,),
+        "int8_linear": lambda: (
+            x_q,
+            x_scale,
+            *ops.quantize_head(lm_head),
+            out_dtype(dtype, seed) or dtype,
+        ),
+        "screened_top_k": lambda: screened_arguments(x, lm_head, seed),
+        "float_linear": lambda: (x, lm_head, bias, out_dtype(dtype, seed)),
         "multi_ternary_linear": lambda: multi_arguments(x_q, x_scale, (n, n // 2 + 1), dtype, seed),
     }[name]()
+
+
+def screened_arguments(x, weight, seed):
+    h, h_scale = ops.quantize_head(weight)
+    bounds = ops.head_bounds(weight, h, h_scale)
+    return x, weight, h, h_scale, bounds, seed % (min(len(weight), 9) + 1)
 
 
 def other_dtype(n, k, dtype, seed):
@@ -247,7 +263,7 @@ def has_floats(name):
 def test_backward_is_refused_by_name_not_wrong(name):
     arguments = make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6)
     arguments = each_tensor(lambda a: a.requires_grad_() if is_float(a) else a, arguments)
-    result = outputs(ops.all_ops()[name](*arguments))[-1]
+    result = [r for r in outputs(ops.all_ops()[name](*arguments)) if r.requires_grad][-1]
     why = f"{name} (works on integer codes|writes into a cache) and has no gradient"
     with pytest.raises(NotDifferentiableError, match=why):
         result.sum().backward()

@@ -22,7 +22,9 @@ from bitnet_torch_triton import (
     attention,
     float_linear,
     glu,
+    int8_linear,
     pack_codes,
+    quantize_head,
     quantize_pack_weight,
     quantize_weight,
     rms_norm,
@@ -31,6 +33,7 @@ from bitnet_torch_triton import (
     ternary_linear,
     ternary_linear_grad_input,
     ternary_linear_grad_weight,
+    top_k,
 )
 
 FLOATS = ("bf16", "fp16", "fp32")
@@ -94,6 +97,7 @@ def weight_rows():
 
 
 def product_rows():
+    yield from head_rows()
     signature = "*{f} *{f} %s *{f} i32 i32 i32"
     config = float_linear.CONFIG
     for bias in ("None", "*fp32"):
@@ -116,6 +120,17 @@ def gradient_rows():
         yield "_grad_input_kernel", "*{f} *u8 *fp32 *{f} i32 i32 i32 i32", constants, dx
     constants = blocks(dw, "R", "K", "M")
     yield "_grad_weight_kernel", "*{f} *i8 *fp32 *{f} i32 i32 i32", constants, dw
+
+
+def head_rows():
+    h, i, f, t = quantize_head.CONFIG, int8_linear.CONFIG, float_linear.CONFIG, top_k.CONFIG
+    yield "_quantize_head_kernel", "*{f} *i8 *fp32 i32 i32", blocks(h, "M", "K"), h
+    constants = blocks(i, "M", "R", "K")
+    yield "_int8_linear_kernel", "*i8 *fp32 *i8 *fp32 *{f} i32 i32 i32", constants, i
+    constants = blocks(f, "M", "R", "K")
+    yield "_rescore_kernel", "*{f} *{f} *i1 *fp32 i32 i32 i32", constants, f
+    for allowed in ("None", "*i1"):
+        yield "_top_k_kernel", f"*fp32 {allowed} *fp32 *i64 i32 i32", flat(t), t
 
 
 def kernels():

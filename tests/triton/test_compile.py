@@ -17,6 +17,7 @@ FLOAT_SUMS = {
     "_float_linear_kernel",
     "_grad_input_kernel",
     "_grad_weight_kernel",
+    "_rescore_kernel",
 }
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")

@@ -20,7 +20,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists f
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "file", ["test_number.py", "test_kernels.py", "test_layers.py", "test_float_linear.py"]
+    "file",
+    [
+        "test_number.py",
+        "test_kernels.py",
+        "test_layers.py",
+        "test_float_linear.py",
+        "test_screened_top_k.py",
+    ],
 )
 def test_kernel_tests_pass_in_the_interpreter(file, tmp_path):
     run_interpreted(file, tmp_path, "not slow", 280)
