@@ -9,7 +9,8 @@ Between the two calls the activations are codes instead of floats. A fused op is
 the composition of its parts, so whether a stage is fused shows in no bit of a result, only in
 time. It is fused in inference, when its norm is the decoder's own, its linear layers are
 packed in one layout, and nobody watches or changes what flows between them: no hooks, no
-replaced ``forward``, no autocast. Anything else calls the modules one after another.
+replaced ``forward``, no autocast. Anything else calls the modules one after another; but in
+training, too, q/k/v and gate/up quantise their common input once.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from bitnet_torch.models.norm import RMSNorm
 from bitnet_torch.nn._autocast import in_autocast
+from bitnet_torch.nn.bit_linear import BitLinear, on_one_input
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
 from bitnet_torch.ops.glu import glu
 from bitnet_torch.ops.glu_norm_quantize import glu_norm_quantize
@@ -82,6 +84,8 @@ def gate(
 def project(linears: Sequence[nn.Module], h: Tensor | QuantizedRows) -> list[Tensor]:
     """Return what each layer makes of ``h``, which was made for exactly these layers."""
     if isinstance(h, Tensor):
+        if _share_codes(linears):
+            return on_one_input(cast(Sequence[BitLinear], linears), h)
         return [linear(h) for linear in linears]
     packed = cast(Sequence[PackedBitLinear], linears)
     ys: list[Tensor] = multi_ternary_linear(
@@ -108,6 +112,13 @@ def _take_codes(linears: Sequence[nn.Module], x: Tensor) -> bool:
         and linear.in_features == in_features
         and _unwatched(linear)
         for linear in linears
+    )
+
+
+def _share_codes(linears: Sequence[nn.Module]) -> bool:
+    """Return whether several layers in training would quantise the same, unseen by anyone else."""
+    return len(linears) > 1 and all(
+        type(linear) is BitLinear and _unwatched(linear) for linear in linears
     )
 
 

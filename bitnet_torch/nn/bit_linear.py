@@ -15,11 +15,13 @@ which are ops, too (``ternary_linear_grad_input``, ``ternary_linear_grad_weight`
 not depend on the number of threads either.
 
 Between forward and backward a layer keeps ``x_q``, ``x_scale`` and the 2-bit codes: M*K +
-4*M + ceil(N/4)*K + 4*numel(w_scale) bytes, against 4*M*K + 4*N*K for fake quantisation.
+4*M + ceil(N/4)*K + 4*numel(w_scale) bytes, against 4*M*K + 4*N*K for fake quantisation. Layers
+that read one input (:func:`on_one_input`) keep one ``x_q``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -86,8 +88,12 @@ class BitLinear(nn.Linear):
             QuantizationError: A weight is not finite.
         """
         check_features(input, self.in_features)
+        return self._multiply(input, *quantize_activation(autocast_input(input.detach())))
+
+    def _multiply(self, input: Tensor, x_q: Tensor, x_scale: Tensor) -> Tensor:
+        """Return the output for ``input``, given also as codes."""
         y: Tensor = _StraightThrough.apply(  # type: ignore[no-untyped-call]
-            autocast_input(input), self.weight, self.bias, self.granularity
+            autocast_input(input), x_q, x_scale, self.weight, self.bias, self.granularity
         )
         return y
 
@@ -105,14 +111,35 @@ class BitLinear(nn.Linear):
         return super().extra_repr() + rows
 
 
+def on_one_input(layers: Sequence[BitLinear], input: Tensor) -> list[Tensor]:
+    """Return ``[layer(input) for layer in layers]``, with ``input`` quantised and kept once.
+
+    Each layer still has its own backward pass, so gradients have the bits they have alone.
+
+    Raises:
+        ShapeError: The input does not have ``in_features`` columns.
+        QuantizationError: A weight is not finite.
+    """
+    for layer in layers:
+        check_features(input, layer.in_features)
+    codes = quantize_activation(autocast_input(input.detach()))
+    # Each casts for itself under autocast: gradients then add up in the dtype of the input.
+    return [layer._multiply(input, *codes) for layer in layers]
+
+
 class _StraightThrough(torch.autograd.Function):
-    """Quantise both sides, multiply integers, and pass gradients straight through."""
+    """Quantise the weight, multiply integers, and pass gradients straight through."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, granularity: str
+        ctx: Any,
+        x: Tensor,
+        x_q: Tensor,
+        x_scale: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        granularity: str,
     ) -> Tensor:
-        x_q, x_scale = quantize_activation(x)
         packed, w_scale = quantize_pack_weight(weight, granularity)
         ctx.save_for_backward(x_q, x_scale, packed, w_scale)
         ctx.x_dtype, ctx.weight_dtype = x.dtype, weight.dtype
@@ -127,10 +154,10 @@ class _StraightThrough(torch.autograd.Function):
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
             dx = ternary_linear_grad_input(grad, packed, w_scale, ctx.x_dtype)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[3]:
             dw = ternary_linear_grad_weight(grad, x_q, x_scale, ctx.weight_dtype)
-        if ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[4]:
             # Not -1: an empty tensor has no size to infer it from.
             rows = grad.reshape(x_scale.numel(), grad.shape[-1])
             db = rows.to(torch.float32).sum(0).to(ctx.bias_dtype)
-        return dx, dw, db, None
+        return dx, None, None, dw, db, None

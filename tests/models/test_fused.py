@@ -240,3 +240,46 @@ def test_a_packed_decoder_compiles_in_one_graph_with_the_same_bits(calls):
     assert calls == [3, 1, 2, 1] * 2
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert same_bits(compiled(ids), want)
+
+
+def trained(model, ids):
+    """Return the logits and every gradient of one step."""
+    model.zero_grad()
+    logits = model(ids)
+    logits.logsumexp(-1).sum().backward()
+    return [logits, *(p.grad.clone() for p in model.parameters())]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("amp", [False, True])
+def test_training_quantises_a_common_input_once_and_has_the_same_gradients(monkeypatch, dtype, amp):
+    model, ids, seen = tiny_model(BitLinear, dtype=dtype), torch.randint(96, (2, 9)), []
+    share = fused.on_one_input
+
+    def spy(layers, x):
+        ys = share(layers, x)
+        x_q = [y.grad_fn.saved_tensors[0] for y in ys]
+        assert all(codes.data_ptr() == x_q[0].data_ptr() for codes in x_q)
+        seen.append(len(layers))
+        return ys
+
+    monkeypatch.setattr(fused, "on_one_input", spy)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
+        got = trained(model, ids)
+        assert seen == [3, 2] * 2
+        monkeypatch.setattr(fused, "_share_codes", lambda linears: False)
+        want = trained(model, ids)
+    assert seen == [3, 2] * 2
+    assert all(same_bits(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj"])
+def test_hooks_fire_in_training_and_see_floats(name):
+    model, ids, seen = tiny_model(BitLinear), torch.randint(96, (1, 5)), []
+    want = trained(model, ids)
+    layer = getattr(model.model.layers[0].self_attn, name)
+    layer.register_forward_hook(lambda module, inputs, out: seen.append((*inputs, out)))
+    layer.register_full_backward_hook(lambda module, into, out: seen.append((*into, *out)))
+    assert all(same_bits(a, b) for a, b in zip(trained(model, ids), want, strict=True))
+    assert len(seen) == 2
+    assert all(value.is_floating_point() for values in seen for value in values)
