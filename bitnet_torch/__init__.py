@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bitnet_torch.errors import BitNetError as BitNetError
     from bitnet_torch.generate import LanguageModel as LanguageModel
     from bitnet_torch.generate import load as load
+    from bitnet_torch.io import export_gguf as export_gguf
     from bitnet_torch.io import save_pretrained as save_pretrained
     from bitnet_torch.nn import AccelerateReport as AccelerateReport
     from bitnet_torch.nn import BitLinear as BitLinear
@@ -40,6 +41,7 @@ _HOME = {
     "PackedBitLinear": "nn",
     "accelerate": "nn",
     "convert": "nn",
+    "export_gguf": "io",
     "load": "generate",
     "pack": "nn",
     "save_pretrained": "io",

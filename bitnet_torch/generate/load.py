@@ -9,7 +9,7 @@ import torch
 
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.generate.language_model import LanguageModel
-from bitnet_torch.io import load_pretrained
+from bitnet_torch.io import is_gguf, load_gguf, load_pretrained
 from bitnet_torch.nn import BitLinear
 
 logger = logging.getLogger(__name__)
@@ -26,19 +26,21 @@ def load(
     *,
     allow_degenerate: bool = False,
 ) -> LanguageModel:
-    """Load a checkpoint folder for generation.
+    """Load a checkpoint folder or a GGUF file for generation.
 
     Args:
-        path: Folder in the layout of :mod:`bitnet_torch.io.checkpoint`. One with float masters
-            comes in the training form; ``bitnet_torch.pack`` of its model makes it fast.
+        path: Folder in the layout of :mod:`bitnet_torch.io.checkpoint`, or a file of
+            :mod:`bitnet_torch.io.gguf`. A folder with float masters comes in the training form;
+            ``bitnet_torch.pack`` of its model makes it fast.
         device: Where the model shall lie; PyTorch's default device if None.
-        dtype: Of the computation; that of the stored embedding if None.
+        dtype: Of the computation; that of the stored embedding if None, and bfloat16 for a GGUF
+            file whose embedding is not float32.
         lm_head: ``"float"`` or ``"auto"``: exact float32 logits.
         allow_degenerate: Take matrices that are all zero and numbers that are not finite, the
             marks of a damaged conversion.
 
     Raises:
-        CheckpointError: The folder is missing, damaged or not supported.
+        CheckpointError: The folder or file is missing, damaged or not supported.
         ConfigurationError: ``lm_head`` is not available, or ``dtype`` cannot run this model
             (float16 with relu2, which overflows it).
         DeviceError: ``device`` is not available.
@@ -55,7 +57,8 @@ def load(
         raise ConfigurationError(
             f"lm_head {lm_head!r} is {state}; available are {_HEADS}", lm_head=lm_head
         )
-    model, tokenizer = load_pretrained(path, device, dtype, allow_degenerate)
+    read = load_gguf if is_gguf(path) else load_pretrained
+    model, tokenizer = read(path, device, dtype, allow_degenerate)
     if any(isinstance(module, BitLinear) for module in model.modules()):
         # Left in this form, because who loads masters may mean to train them.
         logger.info(

@@ -261,7 +261,7 @@ def _read_floats(
         advance(reading.tensors.nbytes(stored))
     # Not strict: the packed layers have their state already, and names have been checked.
     model.load_state_dict(floats, strict=False, assign=True)
-    model.model.rotary.to_empty(device=reading.device)
+    model.model.rotary.make_on(reading.device)
 
 
 def _stays_in_file(reading: _Reading) -> bool:

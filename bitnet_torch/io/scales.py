@@ -41,6 +41,11 @@ class ExactScale:
     bits: str
     sha256: str
 
+    @property
+    def value(self) -> Tensor:
+        """The scale, () float32."""
+        return _from_bits(self.bits)
+
 
 def describe_scale(w_scale: Tensor, packed: Tensor) -> ExactScale:
     """Return what a file shall remember of one layer's scale and codes."""

@@ -24,7 +24,8 @@ def rotary_tables(
     angle = position[:, None] * frequencies(head_dim, theta, scaling)
     # Only yarn has an attention factor; it grows the logits of attention by its square.
     gain = scaling.attention_factor if scaling is not None and scaling.attention_factor else 1.0
-    return (angle.cos() * gain).to(torch.float32), (angle.sin() * gain).to(torch.float32)
+    cos = angle.cos().mul_(gain).to(torch.float32)
+    return cos, angle.sin_().mul_(gain).to(torch.float32)
 
 
 class RotaryTables(nn.Module):
@@ -51,20 +52,28 @@ class RotaryTables(nn.Module):
     ) -> None:
         super().__init__()
         self._made_of = (head_dim, theta, length, scaling)
-        self._make(torch.get_default_device() if device is None else torch.device(device))
+        self.make_on(torch.get_default_device() if device is None else torch.device(device))
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return (cos, sin), each (B, 1, T, D/2), for ``positions`` (B, T)."""
         return self.cos[positions][:, None], self.sin[positions][:, None]
 
-    def _make(self, device: torch.device) -> None:
-        cos, sin = rotary_tables(*self._made_of)
-        self.register_buffer("cos", cos.to(device), persistent=False)
-        self.register_buffer("sin", sin.to(device), persistent=False)
+    def make_on(self, device: torch.device) -> None:
+        """Make the tables on a device, from the numbers that they follow from.
+
+        From the meta device this is the light way: ``to_empty`` makes PyTorch import sympy there.
+        """
+        head_dim, _, length, _ = self._made_of
+        if device.type == "meta":
+            cos, sin = (torch.empty((length, head_dim // 2), device=device) for _ in range(2))
+        else:
+            cos, sin = rotary_tables(*self._made_of)
+        self.register_buffer("cos", cos.to(device, torch.float32), persistent=False)
+        self.register_buffer("sin", sin.to(device, torch.float32), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryTables:
         # `.to(dtype)` would round the tables and `.to_empty()` would lose them. They are a
         # function of a few numbers, so they are made again wherever the module has gone.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._make(self.cos.device)
+        self.make_on(self.cos.device)
         return self

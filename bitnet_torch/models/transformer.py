@@ -39,9 +39,7 @@ class Decoder(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(
-            config.vocab_size, config.hidden_size, device=device, dtype=dtype
-        )
+        self.embed_tokens = _embedding(config, device, dtype)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, linear, device, dtype)
             for layer in range(config.num_hidden_layers)
@@ -66,6 +64,16 @@ class Decoder(nn.Module):
             x = layer(x, step)
         out: Tensor = self.norm(x)
         return out
+
+
+def _embedding(
+    config: ModelConfig, device: torch.device | str | None, dtype: torch.dtype | None
+) -> nn.Embedding:
+    sizes = config.vocab_size, config.hidden_size
+    if device is None or torch.device(device).type != "meta":
+        return nn.Embedding(*sizes, device=device, dtype=dtype)
+    # To draw numbers there, PyTorch imports its decompositions: a second and 140 MiB.
+    return nn.Embedding(*sizes, _weight=torch.empty(sizes, device=device, dtype=dtype))
 
 
 class CausalLM(nn.Module):

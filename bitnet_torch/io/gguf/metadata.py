@@ -31,9 +31,13 @@ class Metadata:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return every key, in the order of the file."""
         return list(self._values)
+
+    def forget(self, prefix: str) -> None:
+        """Drop the values whose keys begin with ``prefix``; a vocabulary takes ten MiB."""
+        self._values = {k: v for k, v in self._values.items() if not k.startswith(prefix)}
 
     def integer(self, key: str, default: int | None = None) -> int:
         """Return an integer, or ``default`` if the key is absent and a default is given.

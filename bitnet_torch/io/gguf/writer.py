@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -45,42 +45,53 @@ class Planned:
 
 def write_gguf(
     file: BinaryIO,
-    metadata: Mapping[str, Writable],
+    metadata: Callable[[], Mapping[str, Writable]],
     plan: Sequence[Planned],
-    tensors: Iterable[Tensor],
+    tensors: Iterable[Iterable[Tensor]],
 ) -> None:
     """Write a whole file.
 
     Args:
         file: Open for writing, empty.
-        metadata: By key. Integers become uint32 (in arrays int32), floats float32.
+        metadata: Returns the values by key. Integers become uint32 (in arrays int32), floats
+            float32. It is called twice, and what it returns when the tensors are written (their
+            checksums, say) stands in the file; it must be as long as the first time.
         plan: The tensors, in their order.
-        tensors: Their bytes, uint8 (n,), in the same order; each is taken when its turn comes.
+        tensors: For each, the pieces of its bytes, uint8 (n,), taken when its turn comes.
 
     Raises:
         CheckpointError: A value cannot be stored, or a tensor has other bytes than planned.
         OSError: The file cannot be written.
     """
-    file.write(MAGIC + struct.pack("<IQQ", VERSION, len(plan), len(metadata)))
-    for key, value in metadata.items():
-        file.write(_text(key) + _value(key, value))
+    head = _head(metadata(), plan)
+    file.write(head + bytes(_padding(len(head))))
+    for tensor, pieces in zip(plan, tensors, strict=True):
+        written = 0
+        for piece in pieces:
+            written += file.write(piece.cpu().contiguous().numpy().data)
+        if written != tensor.nbytes:
+            raise CheckpointError(
+                f"tensor {tensor.name!r} has {written} bytes, planned were {tensor.nbytes}",
+                tensor=tensor.name,
+            )
+        file.write(bytes(_padding(tensor.nbytes)))
+    final = _head(metadata(), plan)
+    if len(final) != len(head):
+        raise CheckpointError(f"the metadata was {len(head)} bytes and became {len(final)}")
+    file.seek(0)
+    file.write(final)
+
+
+def _head(metadata: Mapping[str, Writable], plan: Sequence[Planned]) -> bytes:
+    parts = [MAGIC + struct.pack("<IQQ", VERSION, len(plan), len(metadata))]
+    parts += [_text(key) + _value(key, value) for key, value in metadata.items()]
     offset = 0
     for tensor in plan:
         sizes = tensor.shape[::-1]
-        file.write(_text(tensor.name))
-        file.write(
-            struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, tensor.kind.number, offset)
-        )
+        numbers = (len(sizes), *sizes, tensor.kind.number, offset)
+        parts += [_text(tensor.name), struct.pack(f"<I{len(sizes)}QIQ", *numbers)]
         offset += tensor.nbytes + _padding(tensor.nbytes)
-    file.write(bytes(_padding(file.tell())))
-    for tensor, data in zip(plan, tensors, strict=True):
-        if data.numel() != tensor.nbytes:
-            raise CheckpointError(
-                f"tensor {tensor.name!r} has {data.numel()} bytes, planned were {tensor.nbytes}",
-                tensor=tensor.name,
-            )
-        file.write(data.cpu().contiguous().numpy().data)
-        file.write(bytes(_padding(tensor.nbytes)))
+    return b"".join(parts)
 
 
 def _padding(position: int) -> int:
