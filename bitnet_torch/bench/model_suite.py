@@ -64,7 +64,7 @@ def _decode(model: CausalLM, ids: Tensor) -> Case:
 @torch.inference_mode()
 def _run(model: CausalLM, ids: Tensor, cache: KVCache, start: int) -> Tensor:
     # Each call writes over the tokens of the one before.
-    cache.filled = start
+    cache.truncate(start)
     return model.next_logits(ids, None, cache)
 
 

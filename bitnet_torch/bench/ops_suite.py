@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from bitnet_torch import ops
-from bitnet_torch.bench import gradient_cases, linear_cases, plain_cases, row_cases
+from bitnet_torch.bench import cache_cases, gradient_cases, linear_cases, plain_cases, row_cases
 from bitnet_torch.bench.buffers import COLD
 from bitnet_torch.bench.cases import MakeCase
 from bitnet_torch.bench.linear_cases import Shape
@@ -49,7 +49,13 @@ class OpsPlan:
 
 def covered_ops() -> set[str]:
     """Return the names of the ops that have cases."""
-    return {*linear_cases.OPS, *gradient_cases.RECIPES, *plain_cases.OPS, *row_cases.RECIPES}
+    return {
+        *linear_cases.OPS,
+        *cache_cases.OPS,
+        *gradient_cases.RECIPES,
+        *plain_cases.OPS,
+        *row_cases.RECIPES,
+    }
 
 
 def uncovered_ops() -> list[str]:
@@ -72,6 +78,9 @@ def cases(plan: OpsPlan) -> Iterator[MakeCase]:
                 widths.add((m, k))
                 yield from _wanted(plan, plain_cases.activation_cases(shape, plan.dtype, backend))
                 yield from _wanted(plan, row_cases.row_cases(shape, plan.dtype, backend))
+            if n == k:  # the layer behind attention, as wide as all of its heads
+                cached = cache_cases.cache_cases(shape, plan.dtype, plan.temperature, backend)
+                yield from _wanted(plan, cached)
         yield from _wanted(
             plan, plain_cases.weight_cases(Shape(0, n, k), plan.temperature, backend)
         )

@@ -26,7 +26,7 @@ class Subject:
         baseline: Beside what; empty if alone.
         m: Tokens.
         k: Input features; hidden size of a model.
-        n: Output features; 0 where it means nothing.
+        n: Output features, or keys of a cache; 0 where it means nothing.
         dtype: Of the activations.
         buffers: ``"cold"`` or ``"warm"``, see :mod:`bitnet_torch.bench.buffers`.
         layers: Decoder layers, for a model.

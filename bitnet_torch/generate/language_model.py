@@ -27,6 +27,7 @@ from bitnet_torch.generate.decode import Prompt, decode
 from bitnet_torch.generate.sampling import Sampler, Sampling
 from bitnet_torch.io.tokenizer import Tokenizer
 from bitnet_torch.models import CausalLM
+from bitnet_torch.models.padding import runs_of
 from bitnet_torch.models.transformer import check_ids
 
 
@@ -257,4 +258,5 @@ def _check_mask(mask: Tensor, ids: Tensor) -> Tensor:
     real = mask.to(ids.device, torch.bool).reshape(ids.shape)
     if not bool(real[:, -1].all()):
         raise GenerationError("attention_mask ends in padding; prompts are padded on the left")
+    runs_of(real)
     return real

@@ -1,44 +1,57 @@
-"""Attention over the keys seen so far, with grouped heads and padding: one function.
+"""Attention with rotary positions over the tokens of a call and, with a cache, those before.
 
-This calls PyTorch's fused attention, which picks its order of summation by the number of
-tokens. Generation's order-fixed attention comes with its own op and replaces the body of
-:func:`attend`; nothing else knows how attention is computed.
+Two ops do all of it, in training, evaluation and generation alike, with the same bits:
+:mod:`bitnet_torch.ops.rope_kv_write` (``rope`` without a cache) and
+:mod:`bitnet_torch.ops.attention`.
 """
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+
 from torch import Tensor
-from torch.nn import functional as F
+
+from bitnet_torch.models.cache import KVCache
+from bitnet_torch.ops.attention import attention
+from bitnet_torch.ops.rope import rope
+from bitnet_torch.ops.rope_kv_write import rope_kv_write
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
-    """Return the attention output (B, heads, T, D).
+@dataclass(frozen=True)
+class StepContext:
+    """What all layers of one forward pass share.
+
+    Attributes:
+        cos: (B or 1, 1, T, D/2) rotary cosines of the positions.
+        sin: Their sines, same shape.
+        start: () int64, key index of the first of these tokens; 0 without a cache.
+        first: (B,) int64, key index of each sequence's first token; None means 0.
+        cache: Where keys and values go, or None.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    start: Tensor
+    first: Tensor | None
+    cache: KVCache | None
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, step: StepContext, layer: int) -> Tensor:
+    """Return the attention output (B, T, heads, D), contiguous.
 
     Args:
-        queries: (B, heads, T, D), rotated.
-        keys: (B, kv_heads, S, D), rotated; head h reads key head ``h // (heads / kv_heads)``.
-        values: (B, kv_heads, S, D).
-        visible: (B, 1, T, S) bool from :func:`visible_keys`; None means plainly causal, S = T.
+        queries: (B, heads, T, D), not rotated yet.
+        keys: (B, kv_heads, T, D), not rotated yet; head h reads ``h // (heads / kv_heads)``.
+        values: (B, kv_heads, T, D).
+        step: The pass.
+        layer: Index of the decoder layer.
     """
-    grouped = queries.shape[1] != keys.shape[1]
-    return F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped
-    )
-
-
-def visible_keys(real: Tensor, tokens: int) -> Tensor:
-    """Return which key each of the last ``tokens`` positions may look at.
-
-    Args:
-        real: (B, S) bool, True where a position holds a token and False where it holds padding.
-        tokens: Number T of query positions; they are the last T of the S.
-
-    Returns:
-        (B, 1, T, S) bool: keys that are real and not later than the query. Every position
-        also sees itself, so that the softmax of a padding row is over something.
-    """
-    total = real.shape[1]
-    key = torch.arange(total, device=real.device)
-    query = key[total - tokens :, None]
-    return ((key <= query) & real[:, None, None, :]) | (key == query)
+    cos, sin, start, first = step.cos, step.sin, step.start, step.first
+    if step.cache is None:
+        queries, keys = rope(queries, cos, sin), rope(keys, cos, sin)
+        mixed: Tensor = attention(queries, keys, values, None, None, start, first)
+        return mixed
+    held = step.cache.layer(layer)
+    queries = rope_kv_write(queries, keys, values, cos, sin, *held, start)
+    mixed = attention(queries, *held, start, first)
+    return mixed

@@ -1,18 +1,41 @@
 """The keys and values of every token seen so far, in memory that is claimed once.
 
 The storage is one tensor (layers, 2, B, kv_heads, length, head_dim): a cache that fits when
-generation starts cannot run out of memory later, and nothing is copied as it grows. One
-forward pass writes the new tokens of all layers and then calls :meth:`KVCache.advance`, so
-an exception halfway leaves the cache as it was.
+generation starts cannot run out of memory later, and nothing is copied or allocated as it grows.
+An int8 cache holds codes, and a scale for each token and head beside them: about half of
+bfloat16's bytes. One forward pass writes the new tokens of all layers and then calls
+:meth:`KVCache.advance`, so an exception halfway leaves the cache as it was.
+
+The number of tokens is known twice: on the host, for checks that wait for nothing, and as a
+tensor on the device, which the ops read, so that a recorded graph can be replayed.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bitnet_torch.errors import ConfigurationError, GenerationError
 from bitnet_torch.models.config import ModelConfig
+from bitnet_torch.models.padding import Run, leading_padding, runs_of
+
+
+class LayerCache(NamedTuple):
+    """One layer's part of a cache: views that the ops write into.
+
+    Attributes:
+        keys: (B, kv_heads, length, head_dim).
+        values: Same shape.
+        key_scale: (B, kv_heads, length) float32; None unless the cache is int8.
+        value_scale: Same.
+    """
+
+    keys: Tensor
+    values: Tensor
+    key_scale: Tensor | None
+    value_scale: Tensor | None
 
 
 class KVCache:
@@ -23,11 +46,12 @@ class KVCache:
         batch: Number of sequences B.
         length: Number of tokens, padding included.
         device: Where the storage lies.
-        dtype: Dtype of keys and values, the model's own.
+        dtype: Dtype of keys and values: the model's own, or ``torch.int8``.
 
     Attributes:
-        filled: Tokens written so far, the same for every sequence.
-        mask: (B, length) bool, True where a token is not padding.
+        start: () int64 on the device: ``filled``.
+        first: (B,) int64 on the device: index of each sequence's first token; ``filled`` where
+            there was only padding so far.
 
     Raises:
         ConfigurationError: ``batch`` or ``length`` is below 1.
@@ -51,26 +75,42 @@ class KVCache:
                 length=length,
                 context=config.max_position_embeddings,
             )
-        shape = (batch, config.num_key_value_heads, length, config.head_dim)
-        layers = config.num_hidden_layers
-        self._storage = torch.zeros((layers, 2, *shape), device=device, dtype=dtype)
-        self.mask = torch.zeros((batch, length), dtype=torch.bool, device=device)
-        self.filled = 0
+        slots = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length)
+        self._storage = torch.zeros((*slots, config.head_dim), device=device, dtype=dtype)
+        int8 = dtype == torch.int8
+        self._scales = torch.zeros(slots, device=device, dtype=torch.float32) if int8 else None
+        # Views are made once: making them for every layer of every token would take time.
+        self._layers = [self._views(layer) for layer in range(slots[0])]
+        self.start = torch.zeros((), dtype=torch.int64, device=device)
+        self.first = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.batch, self.length = batch, length
+        self._filled = 0
+        self._runs = [Run(0, 0)] * batch
+
+    def _views(self, layer: int) -> LayerCache:
+        keys, values = self._storage[layer]
+        if self._scales is None:
+            return LayerCache(keys, values, None, None)
+        return LayerCache(keys, values, *self._scales[layer])
 
     @property
-    def batch(self) -> int:
-        """Number of sequences."""
-        return self.mask.shape[0]
+    def filled(self) -> int:
+        """Tokens written so far, padding included, the same for every sequence."""
+        return self._filled
 
     @property
-    def length(self) -> int:
-        """Number of tokens there is room for."""
-        return self.mask.shape[1]
+    def dtype(self) -> torch.dtype:
+        """Dtype of keys and values."""
+        return self._storage.dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return self._storage.nbytes
+        """Bytes of keys, values and scales."""
+        return self._storage.nbytes + (0 if self._scales is None else self._scales.nbytes)
+
+    def layer(self, index: int) -> LayerCache:
+        """Return the part of decoder layer ``index``."""
+        return self._layers[index]
 
     def check_room(self, batch: int, tokens: int) -> None:
         """Raise GenerationError unless ``tokens`` more tokens of ``batch`` sequences fit."""
@@ -85,25 +125,64 @@ class KVCache:
                 length=self.length,
             )
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new tokens after those already there, for one layer.
+    def first_with(self, mask: Tensor | None) -> Tensor:
+        """Return what ``first`` is once new tokens are there, without adding them.
 
         Args:
-            layer: Index of the decoder layer.
-            keys: (B, kv_heads, T, head_dim), rotated.
-            values: Same shape.
+            mask: (B, T) bool, True for the tokens among them; None if all are.
 
-        Returns:
-            Views (B, kv_heads, filled + T, head_dim) of all keys and all values.
+        Raises:
+            GenerationError: A sequence would have padding between its tokens.
         """
-        end = self.filled + keys.shape[2]
-        all_keys, all_values = self._storage[layer, :, :, :, :end]
-        all_keys[:, :, self.filled :] = keys
-        all_values[:, :, self.filled :] = values
-        return all_keys, all_values
+        self._continued(mask, 1 if mask is None else mask.shape[1])
+        if mask is None:
+            return self.first
+        begun = self.first < self.start
+        return torch.where(begun, self.first, self.start + leading_padding(mask))
 
-    def advance(self, mask: Tensor) -> None:
-        """Count the tokens that every layer has just written; ``mask`` (B, T) marks real ones."""
-        end = self.filled + mask.shape[1]
-        self.mask[:, self.filled : end] = mask
-        self.filled = end
+    def advance(self, tokens: int, mask: Tensor | None = None) -> None:
+        """Count the ``tokens`` that every layer has just written; ``mask`` as in first_with."""
+        runs, first = self._continued(mask, tokens), self.first_with(mask)
+        if mask is not None:
+            self.first.copy_(first)
+        self._runs = runs
+        self._set_filled(self.filled + tokens)
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from index ``length`` on, for a draft that was not accepted.
+
+        Raises:
+            GenerationError: There are fewer tokens, or ``length`` is negative.
+        """
+        if not 0 <= length <= self.filled:
+            raise GenerationError(
+                f"a cache of {self.filled} tokens cannot be cut to {length}",
+                filled=self.filled,
+                length=length,
+            )
+        self._runs = [Run(min(r.begin, length), min(r.end, length)) for r in self._runs]
+        self.first.clamp_(max=length)
+        self._set_filled(length)
+
+    def _set_filled(self, filled: int) -> None:
+        self._filled = filled
+        self.start.fill_(filled)
+
+    def _continued(self, mask: Tensor | None, tokens: int) -> list[Run]:
+        """Return each sequence's run with the new tokens; refuse one that would have a hole."""
+        new = [Run(0, tokens)] * self.batch if mask is None else runs_of(mask)
+        return [self._joined(b, run) for b, run in enumerate(new)]
+
+    def _joined(self, b: int, new: Run) -> Run:
+        old, begin, end = self._runs[b], self.filled + new.begin, self.filled + new.end
+        if old.begin == old.end:
+            return Run(begin, end)
+        if new.begin == new.end:
+            return old
+        if old.end != begin:
+            raise GenerationError(
+                f"sequence {b} has its tokens at {old.begin} to {old.end - 1} of the cache, and "
+                f"the next one would stand at {begin}; padding between tokens is refused",
+                sequence=b,
+            )
+        return Run(old.begin, end)

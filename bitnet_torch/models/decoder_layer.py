@@ -14,36 +14,16 @@ layers runs as one op where it can, with the same bits (:mod:`bitnet_torch.model
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bitnet_torch.models.attention import attend
-from bitnet_torch.models.cache import KVCache
+from bitnet_torch.models.attention import StepContext, attend
 from bitnet_torch.models.config import ModelConfig
 from bitnet_torch.models.fused import QuantizedRows, gate, normalise, project, readers
 from bitnet_torch.models.linear import LinearClass
 from bitnet_torch.models.norm import RMSNorm
-from bitnet_torch.ops.rope import rope
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What all layers of one forward pass share.
-
-    Attributes:
-        cos: (B or 1, 1, T, D/2) rotary cosines of the positions.
-        sin: Their sines, same shape.
-        visible: (B, 1, T, S) bool, or None where attention is plainly causal.
-        cache: Where keys and values go, or None.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    visible: Tensor | None
-    cache: KVCache | None
 
 
 class Attention(nn.Module):
@@ -81,10 +61,7 @@ class Attention(nn.Module):
         )
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries, keys = rope(queries, step.cos, step.sin), rope(keys, step.cos, step.sin)
-        if step.cache is not None:
-            keys, values = step.cache.write(self.layer, keys, values)
-        mixed = attend(queries, keys, values, step.visible).transpose(1, 2).flatten(2)
+        mixed = attend(queries, keys, values, step, self.layer).flatten(2)
         last = (self.o_proj,)
         (out,) = project(last, normalise(self.attn_sub_norm, mixed, last))
         return out

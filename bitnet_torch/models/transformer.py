@@ -14,14 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bitnet_torch.errors import DTypeError, GenerationError, ShapeError
-from bitnet_torch.models.attention import visible_keys
+from bitnet_torch.errors import ConfigurationError, DTypeError, GenerationError, ShapeError
+from bitnet_torch.models.attention import StepContext
 from bitnet_torch.models.cache import KVCache
 from bitnet_torch.models.config import ModelConfig
-from bitnet_torch.models.decoder_layer import DecoderLayer, StepContext
+from bitnet_torch.models.decoder_layer import DecoderLayer
 from bitnet_torch.models.head import logits_of
 from bitnet_torch.models.linear import LinearClass
 from bitnet_torch.models.norm import RMSNorm
+from bitnet_torch.models.padding import leading_padding, runs_of
 from bitnet_torch.models.rotary import RotaryTables
 from bitnet_torch.nn import BitLinear, FloatLinear
 
@@ -54,11 +55,16 @@ class Decoder(nn.Module):
         )
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, visible: Tensor | None, cache: KVCache | None
+        self, input_ids: Tensor, start: Tensor, first: Tensor | None, cache: KVCache | None
     ) -> Tensor:
-        """Return hidden states (B, T, hidden); arguments as in :class:`StepContext`."""
+        """Return hidden states (B, T, hidden); arguments as in :class:`StepContext`.
+
+        A sequence's first token has position 0, and so has padding before it.
+        """
+        at = start + torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        positions = at if first is None else (at - first[:, None]).clamp_min(0)
         cos, sin = self.rotary(positions)
-        step = StepContext(cos, sin, visible, cache)
+        step = StepContext(cos, sin, start, first, cache)
         x = self.embed_tokens(input_ids)
         for layer in self.layers:
             x = layer(x, step)
@@ -132,16 +138,16 @@ class CausalLM(nn.Module):
         Args:
             input_ids: (B, T) token ids.
             attention_mask: (B, T), 1 for a token and 0 for padding, of these tokens only (a
-                cache remembers the mask of earlier ones). Padding stands on the left; the first
-                real token has position 0.
+                cache remembers the mask of earlier ones). Padding stands on the left or on the
+                right of all tokens; the first token has position 0.
             cache: From :meth:`new_cache`; the tokens are appended to it.
 
         Raises:
             ShapeError: ``input_ids`` is not (B, T), the mask has another shape, or there are
                 more tokens than the context has positions.
             DTypeError: ``input_ids`` or the mask is of a float dtype.
-            GenerationError: The tokens do not fit the cache, or (on the CPU) an id is not one of
-                the vocabulary.
+            GenerationError: The tokens do not fit the cache, the mask has padding between tokens,
+                or (on the CPU) an id is not one of the vocabulary.
         """
         hidden = self._hidden(input_ids, attention_mask, cache)
         return logits_of(hidden, self.lm_head, self.model.embed_tokens.weight)
@@ -168,15 +174,34 @@ class CausalLM(nn.Module):
         if cache is not None:
             cache.check_room(batch, tokens)
         mask = None if attention_mask is None else attention_mask.to(torch.bool)
-        positions, visible = _layout(mask, input_ids, cache)
-        hidden: Tensor = self.model(input_ids, positions, visible, cache)
+        if cache is None:
+            start, first = input_ids.new_zeros((), dtype=torch.int64), _first(mask)
+        else:
+            start, first = cache.start, cache.first_with(mask)
+        hidden: Tensor = self.model(input_ids, start, first, cache)
         if cache is not None:
-            cache.advance(torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask)
+            cache.advance(tokens, mask)
         return hidden
 
-    def new_cache(self, batch: int, length: int) -> KVCache:
-        """Return an empty cache for ``batch`` sequences of up to ``length`` tokens."""
-        return KVCache(self.config, batch, length, self.device, self.dtype)
+    def new_cache(self, batch: int, length: int, dtype: torch.dtype | str | None = None) -> KVCache:
+        """Return an empty cache for ``batch`` sequences of up to ``length`` tokens.
+
+        Args:
+            batch: Number of sequences.
+            length: Number of tokens, padding included.
+            dtype: ``"int8"`` for codes with a scale for each token and head, about half of
+                bfloat16's bytes; None for the model's own dtype.
+
+        Raises:
+            ConfigurationError: ``dtype`` is neither.
+            GenerationError: ``length`` is beyond the context.
+        """
+        if dtype not in (None, self.dtype, torch.int8, "int8"):
+            raise ConfigurationError(
+                f"a cache holds the model's dtype {self.dtype} or int8, got {dtype!r}"
+            )
+        held = self.dtype if dtype in (None, self.dtype) else torch.int8
+        return KVCache(self.config, batch, length, self.device, held)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -238,14 +263,10 @@ def check_ids(input_ids: Tensor, vocab_size: int) -> None:
     )
 
 
-def _layout(
-    mask: Tensor | None, input_ids: Tensor, cache: KVCache | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return the positions of the tokens and the keys they may see (None: plainly causal)."""
-    tokens = input_ids.shape[1]
-    if mask is None and cache is None:
-        return torch.arange(tokens, device=input_ids.device)[None], None
-    new = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask
-    real = new if cache is None else torch.cat((cache.mask[:, : cache.filled], new), 1)
-    positions = real.to(torch.int64).cumsum(1)[:, -tokens:] - 1
-    return positions.clamp_min(0), visible_keys(real, tokens)
+def _first(mask: Tensor | None) -> Tensor | None:
+    """Return the index of each row's first token (B,), or None without a mask."""
+    if mask is None:
+        return None
+    if not mask.is_meta and not torch.compiler.is_compiling():  # which have no values to look at
+        runs_of(mask)
+    return leading_padding(mask)

@@ -3,7 +3,8 @@ import torch
 
 from bitnet_torch.errors import ConfigurationError, GenerationError
 from bitnet_torch.models import KVCache
-from tests.models.tiny import rounding_bound, tiny_config, tiny_model
+from tests.bits import same_bits
+from tests.models.tiny import tiny_config, tiny_model
 
 
 def test_memory_is_claimed_once_and_counted():
@@ -34,29 +35,88 @@ def test_writing_past_the_end_names_both_numbers_and_changes_nothing():
     model(torch.zeros(1, 2, dtype=torch.int64), cache=cache)
 
 
-@pytest.mark.parametrize("act", ["relu2", "silu"])
-@pytest.mark.parametrize("pieces", [[40], [1] * 40, [16, 16, 8], [33, 1, 1, 5]])
-@torch.no_grad()
-def test_prefill_and_decode_agree_with_the_full_forward(act, pieces):
-    model = tiny_model(hidden_act=act)
-    ids = torch.randint(96, (2, 40))
-    full = model(ids)
-    cache = model.new_cache(2, 40)
-    got = torch.cat([model(piece, cache=cache) for piece in ids.split(pieces, 1)], 1)
-    assert (got - full).abs().max() <= rounding_bound(model, full)
+def test_an_int8_cache_has_scales_and_takes_half_of_bfloat16s_bytes():
+    model = tiny_model(dtype=torch.bfloat16)
+    plain, int8 = model.new_cache(3, 10), model.new_cache(3, 10, "int8")
+    assert (plain.dtype, int8.dtype) == (torch.bfloat16, torch.int8)
+    assert int8.nbytes == plain.nbytes // 2 + 2 * 2 * 3 * 2 * 10 * 4  # layers, k and v, B, heads
+    assert int8.layer(1).value_scale.shape == (3, 2, 10)
+    assert plain.layer(1).key_scale is None
+    for wrong in ("int4", torch.float16, torch.float32):
+        with pytest.raises(ConfigurationError, match=r"model's dtype torch.bfloat16 or int8, got"):
+            model.new_cache(1, 2, wrong)
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+@torch.inference_mode()
+def test_nothing_is_moved_or_allocated_as_a_cache_grows(dtype):
+    model = tiny_model()
+    cache = model.new_cache(1, 9, dtype)
+    before = [(t.data_ptr(), t.shape) for t in (cache.start, cache.first, *cache.layer(1)[:2])]
+    for _ in range(9):
+        model(torch.zeros(1, 1, dtype=torch.int64), cache=cache)
+    assert [
+        (t.data_ptr(), t.shape) for t in (cache.start, cache.first, *cache.layer(1)[:2])
+    ] == before
+    assert cache.start.item() == cache.filled == 9
 
 
 @torch.no_grad()
-def test_padding_in_a_cache_is_never_looked_at():
+def test_a_truncated_cache_goes_on_as_if_the_rest_had_not_been():
     model = tiny_model()
     ids, mask = torch.randint(96, (2, 20)), torch.ones(2, 20, dtype=torch.int64)
-    mask[0, :7] = 0
-    cache = model.new_cache(2, 20)
-    first = model(ids[:, :12], mask[:, :12], cache)
-    rest = model(ids[:, 12:], None, cache)
-    alone = model(ids[:1, 7:])
-    got = torch.cat((first, rest), 1)[:1, 7:]
-    assert (got - alone).abs().max() <= rounding_bound(model, alone)
+    mask[1, :7] = 0
+    clean = model.new_cache(2, 20)
+    want = torch.cat([model(ids[:, s], mask[:, s], clean) for s in (slice(12), slice(12, 20))], 1)
+    for keep in (0, 3, 7, 11, 12):
+        cache = model.new_cache(2, 20)
+        model(ids[:, :12], mask[:, :12], cache)
+        cache.truncate(keep)
+        assert cache.filled == cache.start.item() == keep
+        assert same_bits(model(ids[:, keep:], mask[:, keep:], cache), want[:, keep:])
+
+
+@torch.no_grad()
+def test_what_cannot_be_truncated_is_named():
+    cache = tiny_model().new_cache(1, 8)
+    cache.advance(3)
+    for length in (-1, 4):
+        with pytest.raises(GenerationError, match=f"cache of 3 tokens cannot be cut to {length}"):
+            cache.truncate(length)
+
+
+@torch.no_grad()
+def test_padding_between_tokens_is_refused_also_when_it_comes_in_pieces():
+    model, ids = tiny_model(), torch.zeros(2, 6, dtype=torch.int64)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 0, 1]])
+    hole = r"attention_mask\[1, 3\] is 0 between two tokens"
+    for cache in (None, model.new_cache(2, 12)):
+        with pytest.raises(GenerationError, match=hole):
+            model(ids, mask, cache)
+    cache = model.new_cache(2, 12)
+    model(ids[:, :4], mask[:, :4], cache)
+    for rest in (mask[:, 4:], None):
+        tokens = ids[:, 4:] if rest is not None else ids[:, :1]
+        with pytest.raises(
+            GenerationError, match=r"sequence 1 has its tokens at 1 to 2 .* padding"
+        ):
+            model(tokens, rest, cache)
+    assert cache.filled == 4
+    model(ids[:, :2], torch.tensor([[1, 1], [0, 0]]), cache)
+    cache.truncate(3)
+    model(ids[:, :1], None, cache)
+
+
+@torch.no_grad()
+def test_a_sequence_may_begin_in_any_piece():
+    model, ids = tiny_model(), torch.randint(96, (3, 12))
+    mask = torch.arange(12) >= torch.tensor([0, 5, 9])[:, None]
+    want, cache = model(ids, mask), model.new_cache(3, 12)
+    got = torch.cat(
+        [model(i, m, cache) for i, m in zip(ids.split(4, 1), mask.split(4, 1), strict=True)], 1
+    )
+    assert same_bits(got, want)
+    assert cache.first.tolist() == [0, 5, 9]
 
 
 @torch.no_grad()
@@ -70,7 +130,7 @@ def test_an_interrupted_forward_leaves_the_cache_as_it_was():
     with pytest.raises(KeyboardInterrupt):
         model(ids[:, 5:] + 1, cache=cache)
     hook.remove()
-    assert torch.equal(model(ids[:, 5:], cache=cache), model(ids[:, 5:], cache=clean))
+    assert same_bits(model(ids[:, 5:], cache=cache), model(ids[:, 5:], cache=clean))
 
 
 def _interrupt(module, args):

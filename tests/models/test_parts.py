@@ -4,12 +4,11 @@ import math
 
 import torch
 
-from bitnet_torch.models.attention import attend, visible_keys
-from bitnet_torch.models.decoder_layer import StepContext
+from bitnet_torch.models.attention import StepContext
 from bitnet_torch.models.norm import RMSNorm
 from bitnet_torch.models.rotary import RotaryTables, rotary_tables
 from bitnet_torch.nn import BitLinear
-from bitnet_torch.ops import glu, rms_norm, rope
+from bitnet_torch.ops import attention, glu, rms_norm, rope
 from tests.bits import same_bits
 from tests.models.tiny import tiny_model
 
@@ -49,65 +48,18 @@ def test_a_layer_is_its_parts_in_the_order_of_its_docstring():
     model = tiny_model(BitLinear)
     layer, x = model.model.layers[0], torch.randn(2, 7, 48)
     cos, sin = model.model.rotary(torch.arange(7)[None])
-    attention, mlp = layer.self_attn, layer.mlp
+    block, mlp = layer.self_attn, layer.mlp
     h = rms_norm(x, layer.input_layernorm.weight, 1e-5)
-    heads = [p(h).view(2, 7, -1, 16).transpose(1, 2) for p in projections(attention)]
+    heads = [p(h).view(2, 7, -1, 16).transpose(1, 2) for p in projections(block)]
     q, k = (rope(heads[i], cos, sin) for i in (0, 1))
-    mixed = attend(q, k, heads[2], None).transpose(1, 2).flatten(2)
-    x1 = x + attention.o_proj(rms_norm(mixed, attention.attn_sub_norm.weight, 1e-5))
+    start = torch.tensor(0)
+    mixed = attention(q, k, heads[2], None, None, start, None).flatten(2)
+    x1 = x + block.o_proj(rms_norm(mixed, block.attn_sub_norm.weight, 1e-5))
     h = rms_norm(x1, layer.post_attention_layernorm.weight, 1e-5)
     inner = glu(mlp.gate_proj(h), mlp.up_proj(h), "relu2")
     want = x1 + mlp.down_proj(rms_norm(inner, mlp.ffn_sub_norm.weight, 1e-5))
-    assert same_bits(layer(x, StepContext(cos, sin, None, None)), want)
+    assert same_bits(layer(x, StepContext(cos, sin, start, None, None)), want)
 
 
-def projections(attention):
-    return attention.q_proj, attention.k_proj, attention.v_proj
-
-
-def test_visible_keys_are_real_and_not_later_and_always_include_oneself():
-    real = torch.tensor([[False, True, True, True], [True, True, True, True]])
-    assert visible_keys(real, 2)[:, 0].tolist() == [
-        [[False, True, True, False], [False, True, True, True]],
-        [[True, True, True, False], [True, True, True, True]],
-    ]
-    assert visible_keys(real[:1], 4)[0, 0, 0].tolist() == [True, False, False, False]
-
-
-def test_grouped_attention_equals_attention_on_repeated_keys():
-    q, k, v = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
-    scores = q @ k.repeat_interleave(3, 1).mT / math.sqrt(8)
-    scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), float("-inf"))
-    expected = scores.softmax(-1) @ v.repeat_interleave(3, 1)
-    # Two sums of at most 8 products and one softmax of at most 5 terms, in either order.
-    bound = 2 * (8 + 5 + 5) * 2.0**-24 * v.abs().max()
-    visible = visible_keys(torch.ones(2, 5, dtype=torch.bool), 5)
-    for mask in (None, visible):
-        assert (attend(q, k, v, mask) - expected).abs().max() <= bound
-
-
-def test_heads_are_normalised_before_they_are_rotated():
-    model = tiny_model(BitLinear, qk_norm=True)
-    attention, x = model.model.layers[0].self_attn, torch.randn(1, 5, 48)
-    for norm in (attention.q_norm, attention.k_norm):
-        norm.weight.data.normal_()
-    cos, sin = model.model.rotary(torch.arange(5)[None])
-    q, k, v = (p(x).view(1, 5, -1, 16).transpose(1, 2) for p in projections(attention))
-    q = rope(rms_norm(q, attention.q_norm.weight, 1e-5), cos, sin)
-    k = rope(rms_norm(k, attention.k_norm.weight, 1e-5), cos, sin)
-    mixed = attend(q, k, v, None).transpose(1, 2).flatten(2)
-    want = attention.o_proj(rms_norm(mixed, attention.attn_sub_norm.weight, 1e-5))
-    assert same_bits(attention(x, StepContext(cos, sin, None, None)), want)
-
-
-def test_biases_stand_where_the_configuration_puts_them_and_start_at_zero():
-    def biases(**changes):
-        names = dict(tiny_model(BitLinear, **changes).model.layers[1].named_parameters())
-        return sorted(name.split(".")[1] for name in names if name.endswith("bias"))
-
-    assert biases() == []
-    assert biases(qkv_bias=True) == ["k_proj", "q_proj", "v_proj"]
-    assert biases(o_bias=True) == ["o_proj"]
-    assert biases(mlp_bias=True) == ["down_proj", "gate_proj", "up_proj"]
-    model = tiny_model(BitLinear, qkv_bias=True)
-    assert same_bits(model.model.layers[0].self_attn.q_proj.bias, torch.zeros(64))
+def projections(block):
+    return block.q_proj, block.k_proj, block.v_proj

@@ -73,17 +73,6 @@ def test_no_token_sees_a_later_one():
     assert not torch.equal(model(ids)[:, 8:], model(changed)[:, 8:])
 
 
-@pytest.mark.parametrize("padding", [1, 5, 11])
-def test_a_padded_sequence_has_the_logits_it_has_alone(padding):
-    model = tiny_model()
-    ids, mask = torch.randint(96, (2, 12)), torch.ones(2, 12, dtype=torch.bool)
-    mask[1, :padding] = False
-    both, alone = model(ids, mask), model(ids[1:, padding:])
-    assert (both[1:, padding:] - alone).abs().max() <= rounding_bound(model, alone)
-    assert (both[:1] - model(ids[:1])).abs().max() <= rounding_bound(model, both)
-    assert bool(torch.isfinite(both).all())
-
-
 def test_training_and_packed_logits_have_the_same_bits():
     model = tiny_model(BitLinear)
     ids = torch.randint(96, (2, 17))

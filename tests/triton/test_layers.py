@@ -49,16 +49,26 @@ def hidden_of(model, ids):
 
 @torch.no_grad()
 def test_a_model_forced_onto_the_backend_has_its_own_bits_packed_or_not():
-    model = tiny_model(BitLinear)
-    ids = torch.tensor([[1, 2, 3, 5, 8]])
-    want = model(ids)
-    model = model.to(DEVICE)
+    model = tiny_model(BitLinear).to(DEVICE)
+    ids = torch.tensor([[1, 2, 3, 5, 8]], device=DEVICE)
     with ops.use_backend("triton"):
-        trained = model(ids.to(DEVICE))
+        trained = model(ids)
         pack(model)
-        assert same_bits(model(ids.to(DEVICE)), trained)
+        assert same_bits(model(ids), trained)
+        cache = model.new_cache(1, 9)
+        pieces = [model(piece, cache=cache) for piece in ids.split([3, 1, 1], 1)]
+        assert same_bits(torch.cat(pieces, 1), trained)
+
+
+@torch.no_grad()
+def test_all_of_a_model_but_attention_and_the_head_has_the_bits_of_the_cpu(monkeypatch):
+    if DEVICE != "cpu":
+        return  # the CPU's attention, which stands in here, takes CPU tensors only
+    model, ids = tiny_model(BitLinear), torch.tensor([[1, 2, 3, 5, 8]])
+    want = model(ids)
+    monkeypatch.setitem(ops.attention.impls, "triton", ops.attention.impls["cpu"])
+    with ops.use_backend("triton"):
+        got = model(ids)
     # The head sums in an order of its own, here and there; all before it has the same bits.
-    hidden, weight = hidden_of(model.cpu(), ids), model.lm_head.weight
-    bound = product_bound(hidden, weight, None, want)
-    if DEVICE == "cpu":  # attention is the same library call
-        assert bool(((trained.double() - want.double()).abs() <= bound).all())
+    bound = product_bound(hidden_of(model, ids), model.lm_head.weight, None, want)
+    assert bool(((got.double() - want.double()).abs() <= bound).all())
