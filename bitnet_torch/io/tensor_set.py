@@ -93,6 +93,10 @@ class TensorSet:
         place = self._places[name]
         return place.file.shape(place.stored)
 
+    def file_of(self, name: str) -> str:
+        """Return the name of the file that holds a tensor."""
+        return self._places[name].file.path.name
+
     def nbytes(self, name: str) -> int:
         """Return the bytes that a tensor takes in its file."""
         return torch.Size(self.shape(name)).numel() * self.dtype(name).itemsize

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from bitnet_torch.io import load_pretrained, save_pretrained
+from bitnet_torch.nn import BitLinear, PackedBitLinear
+from tests.bits import same_bits
+from tests.io.damage import retensor
+from tests.models.tiny import tiny_model
+
+UP = "model.layers.1.mlp.up_proj"
+IDS = torch.arange(6)[None]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name, linear, format in (
+        ("packed", BitLinear, "hf-packed"),
+        ("masters", BitLinear, "hf-master"),
+        ("float", nn.Linear, "hf-master"),
+    ):
+        save_pretrained(tiny_model(linear, head_dim=12), tmp_path / name, format)
+        (tmp_path / name / "generation_config.json").write_text("{}")
+    return tmp_path
+
+
+def kind_of(folder):
+    return type(load_pretrained(folder)[0].get_submodule(UP))
+
+
+def test_a_checkpoint_goes_to_every_form_and_keeps_its_bits(bitnet, folders):
+    expected = load_pretrained(folders / "masters")[0](IDS)
+    for source, format, kind in (
+        ("masters", "hf-packed", PackedBitLinear),
+        ("packed", "hf-master", BitLinear),
+        ("packed", "hf-packed", PackedBitLinear),
+    ):
+        out = folders / f"{source}-{format}"
+        ended = bitnet("convert", str(folders / source), str(out), "--format", format)
+        assert (ended.status, ended.err) == (0, "")
+        assert f"wrote {out} ({format})" in ended.out
+        assert "generation_config.json" in ended.out
+        assert kind_of(out) is kind
+        assert same_bits(load_pretrained(out)[0](IDS), expected)
+    there = bitnet(
+        "convert", str(folders / "packed"), str(folders / "packed"), "--format=hf-master"
+    )
+    assert there.status == 0
+    assert kind_of(folders / "packed") is BitLinear
+
+
+def test_a_float_model_becomes_ternary_only_by_name(bitnet, folders):
+    source, out = str(folders / "float"), str(folders / "out")
+    ended = bitnet("convert", source, out, "--format", "hf-packed")
+    assert ended.refused(1, "full precision", "--ternary")
+    ended = bitnet("convert", source, out, "--format", "hf-packed", "--ternary", "--json")
+    shown = json.loads(ended.out)
+    assert (ended.status, shown["format"]) == (0, "hf-packed")
+    assert set(shown["files"]) == {"config.json", "generation_config.json", "model.safetensors"}
+    assert kind_of(out) is PackedBitLinear
+    ended = bitnet("convert", source, out, "--format", "hf-master", "--dtype", "bfloat16")
+    assert ended.status == 0
+    assert load_pretrained(out)[0].dtype == torch.bfloat16
+    ended = bitnet("convert", str(folders / "packed"), out, "--format=hf-packed", "--ternary")
+    assert ended.refused(1, "ternary already")
+
+
+def test_a_degenerate_checkpoint_is_shown_and_converted_only_by_name(bitnet, folders):
+    retensor(folders / "packed", lambda t: t[f"{UP}.weight"].fill_(0x55))
+    source, out = str(folders / "packed"), str(folders / "out")
+    ended = bitnet("inspect", source)
+    assert ended.status == 1
+    assert f"DAMAGED model.safetensors: tensor '{UP}.weight' is all zero" in ended.out
+    command = ("convert", source, out, "--format", "hf-packed")
+    assert bitnet(*command).refused(1, UP, "is all zero", "--allow-degenerate")
+    assert bitnet(*command, "--allow-degenerate").status == 0
+
+
+def test_inspect_shows_the_direction_of_the_scales_and_its_reason(bitnet, folders):
+    ended = bitnet("inspect", str(folders / "packed"))
+    assert (ended.status, ended.err) == (0, "")
+    assert "packed, multiply: linear_class is 'autobitlinear'" in ended.out
+    assert "exact float32 scales are carried" in ended.out
+    assert f"{UP} 80x48" in ended.out
+    assert "generation_config.json" in ended.out
+    shown = json.loads(bitnet("inspect", str(folders / "masters"), "--json").out)
+    assert (shown["storage"], shown["scale_direction"], shown["flags"]) == ("masters", None, [])
+    assert len(shown["layers"]) == 14
+    assert "no scale stored" in bitnet("inspect", str(folders / "float")).out
+    retensor(folders / "masters", lambda t: t[f"{UP}.weight"].fill_(float("nan")))
+    assert f"not quantisable     {UP}" in bitnet("inspect", str(folders / "masters")).out
+    assert bitnet("inspect", str(folders / "absent")).refused(1, "does not exist")
