@@ -10,12 +10,6 @@ constant constexpr uint SIMDGROUPS = 4;
 constant constexpr uint CHUNK = 64;
 constant constexpr uint SLOTS = 4;  // elements of the output that a thread holds
 
-// Floats as integers in the order of numbers, NaN last.
-inline uint ordered(float x) {
-    const uint bits = as_type<uint>(x);
-    if (is_nan(x)) return 0xFFFFFFFFu;
-    return (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
-}
 inline float from_ordered(uint key) {
     return as_type<float>((key & 0x80000000u) != 0u ? key & 0x7FFFFFFFu : ~key);
 }

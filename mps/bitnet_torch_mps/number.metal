@@ -84,6 +84,13 @@ inline uint magnitude(float x) { return as_type<uint>(x) & 0x7FFFFFFFu; }
 
 inline bool is_nan(float x) { return magnitude(x) > BITS_INFINITY; }
 
+// Floats as integers in the order of numbers, NaN last.
+inline uint ordered(float x) {
+    const uint bits = as_type<uint>(x);
+    if (is_nan(x)) return 0xFFFFFFFFu;
+    return (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
+}
+
 // v, |v| <= 2^22, rounded to an integer, ties to even: 1.5 * 2^23 leaves no bit for a fraction.
 inline int nearest(float v) { return as_type<int>(v + 12582912.0f) - 0x4B400000; }
 

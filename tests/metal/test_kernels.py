@@ -7,53 +7,16 @@ from hypothesis import strategies as st
 
 from bitnet_torch import ops
 from bitnet_torch.errors import DeviceError, QuantizationError
-from bitnet_torch.ops._registry import written_arguments
-from bitnet_torch.ops.layouts import EXCHANGE, layout_named, preferred_layout
+from bitnet_torch.ops.layouts import preferred_layout
 from tests.bits import same_bits
 from tests.cases import DTYPES, SHAPES, STYLES, codes, leading, seeds, styles
+from tests.metal.agreement import agrees, arguments_of, in_exchange_layout, long_contexts, results
 from tests.metal.device import DEVICE, RUNS_KERNELS, on_device, outputs_on_cpu, run
-from tests.metal.names import BIT_EXACT, BOUNDED, KERNELS
+from tests.metal.names import BIT_EXACT, KERNELS
 from tests.ops.adversarial import CASES, EXACT_OPS, adversarial_arguments
-from tests.ops.test_contracts import agree, each_tensor, make_arguments, outputs, spread
+from tests.ops.test_contracts import each_tensor, make_arguments, spread
 
 pytestmark = RUNS_KERNELS
-
-
-def arguments_of(name, *case):
-    """Return arguments of an op, codes in the layout of modules on ``mps``."""
-    return in_exchange_layout(name, make_arguments(name, *case))
-
-
-def in_exchange_layout(name, arguments):
-    """Return arguments whose codes are in the layout of modules on ``mps``."""
-    if name == "bit_linear_prepacked":
-        x, buffer, layout, scale, n, bias = arguments
-        packed = layout_named(layout).unpack(buffer, n, x.shape[-1])
-        arguments = (x, packed, EXCHANGE.name, scale, n, bias)
-    if name == "multi_ternary_linear":
-        x_q, x_scale, buffers, layout, scales, sizes, *rest = arguments
-        unpack = layout_named(layout).unpack
-        buffers = [unpack(b, n, x_q.shape[-1]) for b, n in zip(buffers, sizes, strict=True)]
-        arguments = (x_q, x_scale, buffers, EXCHANGE.name, scales, sizes, *rest)
-    return arguments
-
-
-def results(name, backend, arguments):
-    """Run a backend's op; return its outputs and what it has written, which are copies."""
-    op = ops.all_ops()[name]
-    written = written_arguments(op)
-    copied = [a.clone() if i in written and a is not None else a for i, a in enumerate(arguments)]
-    result = outputs(op.impls[backend](*copied))
-    return (*result, *(copied[i] for i in written if copied[i] is not None))
-
-
-def agrees(name, *arguments):
-    """Return whether the kernel agrees with the reference: to the bit, or as near as it owes."""
-    want = results(name, "reference", arguments)
-    got = outputs_on_cpu(results(name, "metal", list(map(on_device, arguments))))
-    if name in BOUNDED:
-        return agree(name, arguments, got, want)
-    return all(same_bits(g, w) for g, w in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -200,6 +163,11 @@ def test_slots_outside_the_cache_are_not_written_and_others_are(start, kind):
     written = [slot for slot in range(5) if start <= slot < start + 4]
     touched = (keys.cpu() != 7).flatten(3).any(3).any(1).any(0).nonzero().flatten().tolist()
     assert touched == written
+
+
+def test_attention_over_several_chunks_has_the_references_bits():
+    for arguments in long_contexts():
+        assert agrees("attention", *arguments)
 
 
 def test_a_query_that_stands_outside_the_cache_is_nan_on_this_device():

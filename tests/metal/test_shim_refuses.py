@@ -158,8 +158,8 @@ LAUNCHES = {
         (64, 64, "thread schedule"),
     ),
     "a result that flushing changes": (
-        kernel("o[t] = o[t] * 1e-30f * 1e-10f;"),
-        (64, 64, "flushing of subnormals"),
+        kernel("o[t] = o[t] * 1e-30f * 1e-10f * 1e10f;"),
+        (64, 64, "depends on the flushing"),
     ),
     "a barrier that some threads skip": (
         kernel(f"o[t] = 0; if (t < 40) {BARRIER} o[t] += 1;"),
