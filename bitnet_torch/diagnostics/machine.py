@@ -21,6 +21,7 @@ LIBRARIES = (
     "matplotlib",
     "transformers",
     "tokenizers",
+    "mlx",
 )
 # What ternary kernels can make use of, under the names of /proc/cpuinfo.
 _FEATURES = (
