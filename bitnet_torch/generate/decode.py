@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitnet_torch.generate.head import NextLogits
 from bitnet_torch.generate.sampling import Sampler
-from bitnet_torch.models import CausalLM, KVCache
+from bitnet_torch.models import KVCache
 
 # Long enough for full speed, short enough that a chunk's activations stay small.
 PREFILL_CHUNK = 512
@@ -35,7 +36,7 @@ class Prompt:
 
 @torch.inference_mode()
 def decode(
-    model: CausalLM,
+    model: NextLogits,
     prompt: Prompt,
     sampler: Sampler,
     max_new_tokens: int,
@@ -68,7 +69,7 @@ def decode(
         logits = model.next_logits(ids[:, None], None, cache)
 
 
-def _prefill(model: CausalLM, prompt: Prompt, cache: KVCache) -> Tensor:
+def _prefill(model: NextLogits, prompt: Prompt, cache: KVCache) -> Tensor:
     """Fill the cache with the prompt; return the logits (B, vocab) after its last token."""
     tokens = prompt.input_ids.shape[1]
     logits = torch.empty(0, device=prompt.input_ids.device)

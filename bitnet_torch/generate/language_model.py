@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bitnet_torch.errors import ConfigurationError, DTypeError, GenerationError, ShapeError
 from bitnet_torch.generate.decode import Prompt, decode
+from bitnet_torch.generate.head import HeadedModel, NextLogits, make_head, number_of_choices
 from bitnet_torch.generate.sampling import Sampler, Sampling
 from bitnet_torch.io.tokenizer import Tokenizer
 from bitnet_torch.models import CausalLM
@@ -37,16 +38,18 @@ class LanguageModel:
     Args:
         model: Put into evaluation mode.
         tokenizer: Its ids must all be ids of the model.
+        lm_head: What ``generate`` reads, see :mod:`bitnet_torch.generate.head`.
 
     Attributes:
         model: Call it with ids (B, T) for logits (B, T, vocab), float32.
         tokenizer: The tokenizer.
 
     Raises:
-        ConfigurationError: The tokenizer has more ids than the model.
+        ConfigurationError: The tokenizer has more ids than the model, or the model has no such
+            head.
     """
 
-    def __init__(self, model: CausalLM, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: CausalLM, tokenizer: Tokenizer, lm_head: str = "float") -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ConfigurationError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model only "
@@ -54,6 +57,7 @@ class LanguageModel:
             )
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self._head = make_head(model, lm_head)
 
     @overload
     def generate(
@@ -190,7 +194,14 @@ class LanguageModel:
         tokens = self._check_length(ids.shape[1], max_new_tokens)
         prompt = Prompt(ids, None if mask is None else _check_mask(mask, ids))
         sampler = Sampler(sampling, ids.shape[0])
-        return decode(self.model, prompt, sampler, tokens, self.tokenizer.eos_ids)
+        model = self._reader(number_of_choices(sampling), ids.shape[0])
+        return decode(model, prompt, sampler, tokens, self.tokenizer.eos_ids)
+
+    def _reader(self, choices: int | None, batch: int) -> NextLogits:
+        """Return the model with the head that serves these choices."""
+        if self._head is None or not self._head.serves(choices, batch):
+            return self.model
+        return HeadedModel(self.model, self._head, choices)
 
     def _check_ids(self, prompt: Tensor) -> Tensor:
         """Return the ids as (B, T) int64 on the model's device."""

@@ -8,14 +8,12 @@ import os
 import torch
 
 from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.generate.head import HEADS
 from bitnet_torch.generate.language_model import LanguageModel
 from bitnet_torch.io import is_gguf, load_gguf, load_pretrained
 from bitnet_torch.nn import BitLinear
 
 logger = logging.getLogger(__name__)
-
-_HEADS = ("auto", "float")
-_FUTURE_HEADS = ("int8", "screened")
 
 
 def load(
@@ -35,7 +33,9 @@ def load(
         device: Where the model shall lie; PyTorch's default device if None.
         dtype: Of the computation; that of the stored embedding if None, and bfloat16 for a GGUF
             file whose embedding is not float32.
-        lm_head: ``"float"`` or ``"auto"``: exact float32 logits.
+        lm_head: What ``generate`` reads: ``"float"``, ``"int8"``, ``"screened"`` (the choice of
+            ``"float"``, with half the bytes read) or ``"auto"``, see
+            :mod:`bitnet_torch.generate.head`. ``lm.model`` always gives float logits.
         allow_degenerate: Take matrices that are all zero and numbers that are not finite, the
             marks of a damaged conversion.
 
@@ -52,11 +52,8 @@ def load(
         lm = bitnet_torch.load(bundled_model())
         print(lm.generate("ROMEO.", max_new_tokens=80))
     """
-    if lm_head not in _HEADS:
-        state = "not built into this version" if lm_head in _FUTURE_HEADS else "unknown"
-        raise ConfigurationError(
-            f"lm_head {lm_head!r} is {state}; available are {_HEADS}", lm_head=lm_head
-        )
+    if lm_head not in HEADS:
+        raise ConfigurationError(f"lm_head must be one of {HEADS}, got {lm_head!r}")
     read = load_gguf if is_gguf(path) else load_pretrained
     model, tokenizer = read(path, device, dtype, allow_degenerate)
     if any(isinstance(module, BitLinear) for module in model.modules()):
@@ -66,4 +63,4 @@ def load(
             "every call; bitnet_torch.pack(lm.model) gives the same bits several times faster",
             path,
         )
-    return LanguageModel(model, tokenizer)
+    return LanguageModel(model, tokenizer, lm_head)

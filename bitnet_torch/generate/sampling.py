@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bitnet_torch.errors import GenerationError
+from bitnet_torch.ops import top_k
 
 _SEEDS = 1 << 63
 
@@ -85,7 +86,7 @@ class Sampler:
                 token=token,
             )
         if self.settings.temperature == 0:
-            return logits.argmax(-1)
+            return top_k(logits.to(torch.float32), 1)[1][:, 0]
         rows = logits.to("cpu", torch.float64)
         drawn = [self._draw(row, g) for row, g in zip(rows, self._generators, strict=True)]
         return torch.tensor(drawn, device=logits.device)

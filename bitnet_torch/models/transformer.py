@@ -159,8 +159,14 @@ class CausalLM(nn.Module):
 
         A long prompt has no use for the logits between, which may be larger than the model.
         """
-        hidden = self._hidden(input_ids, attention_mask, cache)
-        return logits_of(hidden[:, -1], self.lm_head, self.model.embed_tokens.weight)
+        hidden = self.next_hidden(input_ids, attention_mask, cache)
+        return logits_of(hidden, self.lm_head, self.model.embed_tokens.weight)
+
+    def next_hidden(
+        self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache
+    ) -> Tensor:
+        """Return what the head is given after the last token, (B, hidden), normalised."""
+        return self._hidden(input_ids, attention_mask, cache)[:, -1]
 
     def _hidden(
         self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None
