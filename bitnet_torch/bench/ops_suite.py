@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import torch
 
 from bitnet_torch import ops
-from bitnet_torch.bench import cache_cases, gradient_cases, linear_cases, plain_cases, row_cases
+from bitnet_torch.bench import (
+    cache_cases,
+    gradient_cases,
+    head_cases,
+    linear_cases,
+    plain_cases,
+    row_cases,
+)
 from bitnet_torch.bench.buffers import COLD
 from bitnet_torch.bench.cases import MakeCase
 from bitnet_torch.bench.linear_cases import Shape
@@ -34,6 +41,7 @@ class OpsPlan:
         dtype: Of the activations.
         temperature: Of the weights, ``"cold"`` or ``"warm"``.
         only: Names of ops; all if empty.
+        head: Size of the language-model head, and its tokens; None for no head.
     """
 
     layers: Sequence[tuple[int, int]] = LAYERS
@@ -41,6 +49,7 @@ class OpsPlan:
     dtype: torch.dtype = torch.bfloat16
     temperature: str = COLD
     only: Sequence[str] = ()
+    head: Shape | None = head_cases.HEAD
 
     def wants(self, op: str) -> bool:
         """Return whether an op is to be measured."""
@@ -52,6 +61,7 @@ def covered_ops() -> set[str]:
     return {
         *linear_cases.OPS,
         *cache_cases.OPS,
+        *head_cases.OPS,
         *gradient_cases.RECIPES,
         *plain_cases.OPS,
         *row_cases.RECIPES,
@@ -68,6 +78,8 @@ def cases(plan: OpsPlan) -> Iterator[MakeCase]:
     backend = ops.serving_backend("cpu")
     # Several layers have the same inputs; what is done with these has one case.
     widths: set[tuple[int, int]] = set()
+    if plan.head is not None:
+        yield from _wanted(plan, head_cases.head_cases(backend, plan.head))
     for n, k in plan.layers:
         for m in plan.tokens:
             shape = Shape(m, n, k)

@@ -33,7 +33,7 @@ def run_ops(args: argparse.Namespace) -> int:
     """Time the ops."""
     import torch
 
-    from bitnet_torch.bench import ops_suite
+    from bitnet_torch.bench import head_cases, ops_suite
 
     unknown = sorted(set(args.only) - ops_suite.covered_ops())
     if unknown:
@@ -46,6 +46,8 @@ def run_ops(args: argparse.Namespace) -> int:
         dtype=getattr(torch, args.dtype),
         temperature=args.buffers,
         only=args.only,
+        # Who asks for certain layers does not ask for the head.
+        head=None if args.layer else head_cases.HEAD,
     )
     if min(plan.tokens) < 1:
         raise ConfigurationError(f"--tokens must be at least 1, got {min(plan.tokens)}")

@@ -21,7 +21,7 @@ from bitnet_torch.bench.verify import same_bits
 from bitnet_torch.errors import BitNetError, CheckpointError, ConfigurationError
 
 EFFORT = Effort(pairs=12, least_pairs=12, seconds=0.0, sample_seconds=1e-6)
-PLAN = OpsPlan(layers=((36, 20), (64, 48), (24, 24)), tokens=(1, 3))
+PLAN = OpsPlan(layers=((36, 20), (64, 48), (24, 24)), tokens=(1, 3), head=Shape(1, 200, 40))
 
 
 @pytest.fixture(scope="module")
