@@ -1,7 +1,9 @@
-"""Text from a model: prefill, decode, sampling, streaming."""
+"""Text from a model: prefill, decode, sampling, streaming, guessing."""
 
 from bitnet_torch.generate.language_model import LanguageModel
 from bitnet_torch.generate.load import load
+from bitnet_torch.generate.options import More
+from bitnet_torch.generate.result import GenerationResult, TokenLogprob
 from bitnet_torch.generate.sampling import Sampling
 
-__all__ = ["LanguageModel", "Sampling", "load"]
+__all__ = ["GenerationResult", "LanguageModel", "More", "Sampling", "TokenLogprob", "load"]

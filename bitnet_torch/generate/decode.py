@@ -1,4 +1,4 @@
-"""The token loop: prefill the prompt in chunks, then one token at a time.
+"""The token loop: prefill the prompt in chunks, then one pass after the other.
 
 The cache is claimed at full length before the first token, so a generation that starts has
 the memory to end. Everything runs in inference mode, entered anew for each step: the
@@ -7,14 +7,17 @@ caller's code between two tokens does not run in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bitnet_torch.generate.head import NextLogits
+from bitnet_torch.generate.options import Options
+from bitnet_torch.generate.result import TokenLogprob
 from bitnet_torch.generate.sampling import Sampler
+from bitnet_torch.generate.speculative import Speculation
 from bitnet_torch.models import KVCache
 
 # Long enough for full speed, short enough that a chunk's activations stay small.
@@ -33,48 +36,153 @@ class Prompt:
     input_ids: Tensor
     mask: Tensor | None
 
+    def rows(self) -> list[list[int]]:
+        """Return the ids of every sequence, without padding."""
+        if self.mask is None:
+            return [row.tolist() for row in self.input_ids]
+        return [ids[real].tolist() for ids, real in zip(self.input_ids, self.mask, strict=True)]
 
-@torch.inference_mode()
-def decode(
-    model: NextLogits,
-    prompt: Prompt,
-    sampler: Sampler,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-) -> Iterator[Tensor]:
-    """Yield the next ids (B,), on the model's device, until every sequence has ended.
 
-    A sequence that has ended goes on with the id that ended it.
+@dataclass(frozen=True)
+class Step:
+    """One token for every sequence; one that has ended repeats its last.
+
+    Attributes:
+        ids: B ids.
+        logprobs: Of each, if asked for.
+    """
+
+    ids: list[int]
+    logprobs: list[TokenLogprob] | None
+
+
+class Decoding:
+    """Chooses token after token for a batch, until the caller has ended every sequence.
 
     Args:
         model: The model, in evaluation mode.
         prompt: What to continue; with ``max_new_tokens`` it must fit the context.
         sampler: Chooses the tokens.
         max_new_tokens: Largest number of steps, at least 1.
-        eos_ids: Ids that end a sequence.
+        options: Cache, speculation, log-probabilities.
+
+    Attributes:
+        passes: Forward passes after those of the prompt.
+        speculation: The guesses, or None.
     """
-    batch, tokens = prompt.input_ids.shape
-    # The last token that is chosen is never fed back.
-    cache = model.new_cache(batch, tokens + max_new_tokens - 1)
-    logits = _prefill(model, prompt, cache)
-    ends = torch.tensor(eos_ids, dtype=torch.int64, device=logits.device)
-    ended = torch.zeros(batch, dtype=torch.bool, device=logits.device)
-    ids = prompt.input_ids[:, -1]
-    for step in range(max_new_tokens):
-        ids = torch.where(ended, ids, sampler.choose(logits))
-        ended = ended | torch.isin(ids, ends)
-        yield ids
-        if bool(ended.all()) or step + 1 == max_new_tokens:
-            return
-        logits = model.next_logits(ids[:, None], None, cache)
+
+    def __init__(
+        self,
+        model: NextLogits,
+        prompt: Prompt,
+        sampler: Sampler,
+        max_new_tokens: int,
+        options: Options,
+    ) -> None:
+        self._model, self._prompt, self._sampler = model, prompt, sampler
+        self._max_new_tokens, self._options = max_new_tokens, options
+        self._ids = prompt.input_ids[:, -1].tolist()
+        self._ended = [False] * len(self._ids)
+        self.passes = 0
+        rows = prompt.rows()
+        most = options.speculative
+        self.speculation = Speculation(rows, most) if most is not None else None
+        sampler.read(rows)
+
+    def end(self, row: int) -> None:
+        """Do not go on with sequence ``row``: it repeats its last token."""
+        self._ended[row] = True
+
+    @torch.inference_mode()
+    def steps(self) -> Iterator[Step]:
+        """Yield the next tokens; between two the caller may ``end`` sequences."""
+        batch, tokens = self._prompt.input_ids.shape
+        # The last token that is chosen is never fed back.
+        length = tokens + self._max_new_tokens - 1
+        held_in = "int8" if self._options.cache == "int8" else None
+        cache = self._model.new_cache(batch, length, held_in)
+        logits = self._prefill(cache)[:, None]
+        guesses: list[list[int]] = [[] for _ in range(batch)]
+        left = self._max_new_tokens
+        while True:
+            held, over = 0, False
+            for position in range(logits.shape[1]):
+                yield self._choose(logits[:, position])
+                left -= 1
+                over = all(self._ended) or not left
+                if over or position == len(guesses[0]) or not self._agrees(guesses, position):
+                    break
+                held += 1
+            if self.speculation is not None:
+                self.speculation.learn(len(guesses[0]), held)
+            if over:
+                return
+            cache.truncate(cache.filled - (len(guesses[0]) - held))
+            guesses = self._guess(left - 1)
+            logits = self._next(guesses, cache)
+
+    def _prefill(self, cache: KVCache) -> Tensor:
+        """Fill the cache with the prompt; return the logits (B, vocab) after its last token."""
+        ids, mask = self._prompt.input_ids, self._prompt.mask
+        tokens = ids.shape[1]
+        logits = torch.empty(0, device=ids.device)
+        for start in range(0, tokens, PREFILL_CHUNK):
+            piece = slice(start, start + PREFILL_CHUNK)
+            logits = self._model.next_logits(
+                ids[:, piece], None if mask is None else mask[:, piece], cache
+            )
+            if self._options.progress is not None:
+                self._options.progress(min(piece.stop, tokens), tokens)
+        return logits
+
+    def _choose(self, logits: Tensor) -> Step:
+        chosen = self._sampler.choose(logits)
+        pairs = zip(chosen.tolist(), self._ids, self._ended, strict=True)
+        self._ids = [old if ended else new for new, old, ended in pairs]
+        if self.speculation is not None:
+            for row in self._going():
+                self.speculation.append(row, self._ids[row])
+        most = self._options.logprobs
+        return Step(self._ids, None if most is None else logprobs_of(logits, self._ids, most))
+
+    def _going(self) -> list[int]:
+        return [row for row, ended in enumerate(self._ended) if not ended]
+
+    def _agrees(self, guesses: list[list[int]], position: int) -> bool:
+        """Return whether every sequence that goes on has the token that was guessed for it."""
+        return all(self._ids[row] == guesses[row][position] for row in self._going())
+
+    def _guess(self, room: int) -> list[list[int]]:
+        """Return equally many tokens for every sequence; those that have ended repeat theirs."""
+        if self.speculation is None:
+            return [[] for _ in self._ids]
+        going = self._going()
+        proposed = dict(zip(going, self.speculation.propose(going, room), strict=True))
+        length = len(proposed[going[0]])
+        return [proposed.get(row, [last] * length) for row, last in enumerate(self._ids)]
+
+    def _next(self, guesses: list[list[int]], cache: KVCache) -> Tensor:
+        """Return the logits (B, 1 + guesses, vocab) after the last tokens and the guesses."""
+        self.passes += 1
+        fed = [[last, *more] for last, more in zip(self._ids, guesses, strict=True)]
+        ids = torch.tensor(fed, dtype=torch.int64, device=self._prompt.input_ids.device)
+        if ids.shape[1] == 1:
+            return self._model.next_logits(ids, None, cache)[:, None]
+        return self._model.all_logits(ids, cache)
 
 
-def _prefill(model: NextLogits, prompt: Prompt, cache: KVCache) -> Tensor:
-    """Fill the cache with the prompt; return the logits (B, vocab) after its last token."""
-    tokens = prompt.input_ids.shape[1]
-    logits = torch.empty(0, device=prompt.input_ids.device)
-    for start in range(0, tokens, PREFILL_CHUNK):
-        piece = slice(start, start + PREFILL_CHUNK)
-        mask = None if prompt.mask is None else prompt.mask[:, piece]
-        logits = model.next_logits(prompt.input_ids[:, piece], mask, cache)
-    return logits
+def logprobs_of(logits: Tensor, ids: Sequence[int], most: int) -> list[TokenLogprob]:
+    """Return the log-probabilities of ``ids`` (B) and of the ``most`` likely tokens.
+
+    Args:
+        logits: (B, vocab) float32; the rest is computed in float64 on the CPU.
+        ids: The token of every sequence.
+        most: Number of likely tokens; of equals the lowest ids.
+    """
+    every = logits.to("cpu", torch.float64).log_softmax(-1)
+    found = []
+    for row, token in zip(every, ids, strict=True):
+        order = row.argsort(descending=True, stable=True)[:most].tolist() if most else []
+        top = tuple((i, float(row[i])) for i in order)
+        found.append(TokenLogprob(token, float(row[token]), top))
+    return found

@@ -51,8 +51,12 @@ _LEAST = torch.finfo(torch.float32).min
 class NextLogits(Protocol):
     """What the token loop needs of a model."""
 
-    def new_cache(self, batch: int, length: int) -> KVCache:
+    def new_cache(self, batch: int, length: int, dtype: str | None = None) -> KVCache:
         """Return an empty cache; see ``CausalLM.new_cache``."""
+        ...
+
+    def all_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Return the logits (B, T, vocab) after every token."""
         ...
 
     def next_logits(
@@ -153,15 +157,22 @@ class HeadedModel:
     def __init__(self, model: CausalLM, head: Int8Head, choices: int | None) -> None:
         self._model, self._head, self._choices = model, head, choices
 
-    def new_cache(self, batch: int, length: int) -> KVCache:
+    def new_cache(self, batch: int, length: int, dtype: str | None = None) -> KVCache:
         """Return an empty cache of the model."""
-        return self._model.new_cache(batch, length)
+        return self._model.new_cache(batch, length, dtype)
+
+    def all_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Return logits (B, T, vocab) to choose from, after every token."""
+        hidden = self._model.all_hidden(input_ids, cache)
+        return self._read(hidden.flatten(0, 1)).unflatten(0, input_ids.shape)
 
     def next_logits(
         self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache
     ) -> Tensor:
         """Return logits (B, vocab) to choose from; arguments as in ``CausalLM.next_logits``."""
-        hidden = self._model.next_hidden(input_ids, attention_mask, cache)
+        return self._read(self._model.next_hidden(input_ids, attention_mask, cache))
+
+    def _read(self, hidden: Tensor) -> Tensor:
         if self._head.kind == "int8" or self._choices is None:
             return self._head.int8_logits(hidden)
         return self._head.screened_logits(hidden, self._choices)
@@ -182,6 +193,8 @@ def make_head(model: CausalLM, kind: str) -> Int8Head | None:
 
 def number_of_choices(sampling: Sampling) -> int | None:
     """Return how many of the largest logits a sampling looks at; None for all of them."""
+    if sampling.repetition_penalty != 1:
+        return None
     return 1 if sampling.temperature == 0 else sampling.top_k
 
 

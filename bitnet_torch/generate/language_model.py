@@ -1,35 +1,45 @@
 """A model and its tokenizer: text in, text out.
 
-``generate`` returns all at once, ``stream`` piece by piece; both accept text or ids:
+``generate`` returns all at once, ``stream`` piece by piece, ``complete`` with all that is known
+about it; they accept text or ids:
 
-=============  =====================================  ==================================
-given          ``generate`` returns                   ``stream`` yields
-=============  =====================================  ==================================
-str            the new text, without the prompt       pieces of it, whole characters
-ids (T,)       prompt and new ids (T + n,)            the next id, ()
-ids (B, T)     prompt and new ids (B, T + n)          the next ids (B,)
-=============  =====================================  ==================================
+=============  =================================  ===========================  ================
+given          ``generate`` returns               ``stream`` yields            ``complete``
+=============  =================================  ===========================  ================
+str            the new text, without the prompt   pieces of it                 one result
+list of str    the new texts                      (not offered)                list of results
+ids (T,)       prompt and new ids (T + n,)        the next id, ()              one result
+ids (B, T)     prompt and new ids (B, T + n)      the next ids (B,)            list of results
+=============  =================================  ===========================  ================
 
-The pieces of a stream joined are the text of ``generate``. A sequence of a batch that ends
-before the others is filled up with the id that ended it.
+The pieces of a stream joined are the text of ``generate``, in whole characters. Every sequence of
+a batch ends on its own; a row of ids that ends before the others is filled up with its last
+id. Texts of a batch are padded on the left and get the tokens they would get alone (those of
+text i alone with seed + i); the longest of them says how much of the context is left for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
-from bitnet_torch.errors import ConfigurationError, DTypeError, GenerationError, ShapeError
-from bitnet_torch.generate.decode import Prompt, decode
+from bitnet_torch.errors import ConfigurationError, GenerationError
+from bitnet_torch.generate.decode import Decoding
 from bitnet_torch.generate.head import HeadedModel, NextLogits, make_head, number_of_choices
+from bitnet_torch.generate.options import More, Options
+from bitnet_torch.generate.prompts import Given, new_tokens, one_of, read_prompt
+from bitnet_torch.generate.result import GenerationResult
 from bitnet_torch.generate.sampling import Sampler, Sampling
-from bitnet_torch.io.tokenizer import Tokenizer
+from bitnet_torch.generate.session import Generation
+from bitnet_torch.generate.stream import IdStream, TextStream
+from bitnet_torch.io.tokenizer import IdsOnly, Tokenizer
 from bitnet_torch.models import CausalLM
-from bitnet_torch.models.padding import runs_of
-from bitnet_torch.models.transformer import check_ids
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class LanguageModel:
@@ -68,6 +78,7 @@ class LanguageModel:
         top_k: int | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
+        **more: Unpack[More],
     ) -> str: ...
 
     @overload
@@ -82,11 +93,24 @@ class LanguageModel:
         attention_mask: Tensor | None = None,
         *,
         input_ids: Tensor | None = None,
+        **more: Unpack[More],
     ) -> Tensor: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        **more: Unpack[More],
+    ) -> list[str]: ...
 
     def generate(
         self,
-        prompt: str | Tensor | None = None,
+        prompt: Given | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
@@ -95,11 +119,12 @@ class LanguageModel:
         attention_mask: Tensor | None = None,
         *,
         input_ids: Tensor | None = None,
-    ) -> str | Tensor:
+        **more: Unpack[More],
+    ) -> str | list[str] | Tensor:
         """Continue ``prompt``; see the module docstring for what is returned.
 
         Args:
-            prompt: Text, or ids (T,) or (B, T) padded on the left.
+            prompt: Text, a list of texts, or ids (T,) or (B, T) padded on the left.
             max_new_tokens: At least 1; None goes on to the end of the context.
             temperature: 0 always takes the most likely token; above, larger is more random.
             top_k: Choose from the k most likely tokens.
@@ -107,20 +132,21 @@ class LanguageModel:
             seed: The same seed gives the same result.
             attention_mask: (B, T), 1 for tokens and 0 for padding; with ids only.
             input_ids: Ids by this name, in place of ``prompt``.
+            more: See :class:`~bitnet_torch.generate.options.More`.
 
         Raises:
             GenerationError: The prompt is empty or does not fit the context with what is asked
                 for, holds an id that the model has not, or a setting is out of range; or not
                 exactly one of ``prompt`` and ``input_ids`` is given.
         """
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        given = _one_of(prompt, input_ids)
-        if isinstance(given, str):
-            return "".join(self._text(given, attention_mask, max_new_tokens, sampling))
-        ids = self._check_ids(given)
-        steps = self._decode(ids, attention_mask, max_new_tokens, sampling)
-        new = torch.stack(list(steps), -1)
-        return torch.cat((ids, new), 1).view(*given.shape[:-1], -1)
+        sampling, options = _split(temperature, top_k, top_p, seed, more)
+        given = one_of(prompt, input_ids)
+        session = self._session(given, attention_mask, max_new_tokens, sampling, options)
+        results = session.finish()
+        if isinstance(given, Tensor):
+            return _joined(given.to(self.model.device, torch.int64), results)
+        texts = [result.text or "" for result in results]
+        return texts[0] if isinstance(given, str) else texts
 
     @overload
     def stream(
@@ -131,7 +157,8 @@ class LanguageModel:
         top_k: int | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
-    ) -> Iterator[str]: ...
+        **more: Unpack[More],
+    ) -> TextStream: ...
 
     @overload
     def stream(
@@ -145,11 +172,12 @@ class LanguageModel:
         attention_mask: Tensor | None = None,
         *,
         input_ids: Tensor | None = None,
-    ) -> Iterator[Tensor]: ...
+        **more: Unpack[More],
+    ) -> IdStream: ...
 
     def stream(
         self,
-        prompt: str | Tensor | None = None,
+        prompt: Given | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
@@ -158,44 +186,106 @@ class LanguageModel:
         attention_mask: Tensor | None = None,
         *,
         input_ids: Tensor | None = None,
-    ) -> Iterator[str] | Iterator[Tensor]:
+        **more: Unpack[More],
+    ) -> TextStream | IdStream:
         """Continue ``prompt`` and yield what comes as it comes; arguments as in ``generate``.
 
-        Bad arguments raise here, not when the first piece is taken.
+        Bad arguments raise here, not when the first piece is taken. The stream's ``results()``
+        are those of ``complete``, as far as it was read.
         """
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        given = _one_of(prompt, input_ids)
+        sampling, options = _split(temperature, top_k, top_p, seed, more)
+        given = one_of(prompt, input_ids)
+        if not isinstance(given, (str, Tensor)):
+            raise GenerationError(
+                f"a stream is of one text or of ids, got {type(given).__name__}; generate and "
+                "complete take a list of texts"
+            )
+        session = self._session(given, attention_mask, max_new_tokens, sampling, options)
         if isinstance(given, str):
-            return self._text(given, attention_mask, max_new_tokens, sampling)
-        steps = self._decode(self._check_ids(given), attention_mask, max_new_tokens, sampling)
-        return steps if given.dim() == 2 else (ids[0] for ids in steps)
+            return TextStream(session)
+        return IdStream(session, self.model.device, batched=given.dim() == 2)
 
-    def _text(
-        self, prompt: str, mask: Tensor | None, max_new_tokens: int | None, sampling: Sampling
-    ) -> Iterator[str]:
-        if mask is not None:
-            raise GenerationError("attention_mask goes with ids, not with text")
-        ids = torch.tensor([self.tokenizer.encode(prompt)], dtype=torch.int64, device="cpu")
-        return self._pieces(self._decode(self._check_ids(ids), None, max_new_tokens, sampling))
+    @overload
+    def complete(
+        self, prompt: str, max_new_tokens: int | None = None, **how: Any
+    ) -> GenerationResult: ...
 
-    def _pieces(self, steps: Iterator[Tensor]) -> Iterator[str]:
-        decoder = self.tokenizer.stream_decoder()
-        for ids in steps:
-            token = int(ids)
-            piece = "" if token in self.tokenizer.eos_ids else decoder.push([token])
-            if piece:
-                yield piece
-        if rest := decoder.finish():
-            yield rest
+    @overload
+    def complete(
+        self, prompt: list[str] | tuple[str, ...], max_new_tokens: int | None = None, **how: Any
+    ) -> list[GenerationResult]: ...
 
-    def _decode(
-        self, ids: Tensor, mask: Tensor | None, max_new_tokens: int | None, sampling: Sampling
-    ) -> Iterator[Tensor]:
-        tokens = self._check_length(ids.shape[1], max_new_tokens)
-        prompt = Prompt(ids, None if mask is None else _check_mask(mask, ids))
-        sampler = Sampler(sampling, ids.shape[0])
-        model = self._reader(number_of_choices(sampling), ids.shape[0])
-        return decode(model, prompt, sampler, tokens, self.tokenizer.eos_ids)
+    @overload
+    def complete(
+        self, prompt: Tensor, max_new_tokens: int | None = None, **how: Any
+    ) -> GenerationResult | list[GenerationResult]: ...
+
+    def complete(
+        self, prompt: Given, max_new_tokens: int | None = None, **how: Any
+    ) -> GenerationResult | list[GenerationResult]:
+        """Continue ``prompt`` and return everything that is known; arguments as in ``generate``."""
+        session = self._start(prompt, max_new_tokens, **how)
+        results = session.finish()
+        one = isinstance(prompt, str) or (isinstance(prompt, Tensor) and prompt.dim() == 1)
+        return results[0] if one else results
+
+    def chat_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> Tensor:
+        """Return a conversation as ids (T,), up to where the answer begins.
+
+        Args:
+            messages: ``{"role": "user", "content": "..."}`` and so on, the oldest first.
+            tools: JSON schemas of the functions that the model may call.
+            variables: What else the chat template shall see.
+
+        Raises:
+            GenerationError: The model has no chat template, or it refuses the messages.
+            CheckpointError: The template is wrong or exceeds its limits.
+        """
+        template = self.tokenizer.chat_template
+        if template is None:
+            raise GenerationError("the checkpoint has no chat template; it continues texts only")
+        text = template.render(messages, tools=tools, **variables)
+        ids = self.tokenizer.encode(text, special=False)
+        return torch.tensor(ids, dtype=torch.int64, device=self.model.device)
+
+    def _start(
+        self,
+        prompt: Given,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        attention_mask: Tensor | None = None,
+        **more: Unpack[More],
+    ) -> Generation:
+        sampling, options = _split(temperature, top_k, top_p, seed, more)
+        return self._session(prompt, attention_mask, max_new_tokens, sampling, options)
+
+    def _session(
+        self,
+        given: Given,
+        mask: Tensor | None,
+        max_new_tokens: int | None,
+        sampling: Sampling,
+        options: Options,
+    ) -> Generation:
+        prompt = read_prompt(given, mask, self.tokenizer, self.model)
+        most = new_tokens(prompt, max_new_tokens, self.model.config.max_position_embeddings)
+        sampler = Sampler(sampling, prompt.input_ids.shape[0])
+        # Log-probabilities are of all tokens, so all logits are read for them.
+        choices = number_of_choices(sampling) if options.logprobs is None else None
+        reader = self._reader(choices, prompt.input_ids.shape[0])
+        decoding = Decoding(reader, prompt, sampler, most, options)
+        stops = tuple(options.stop)
+        # A stop text without a tokenizer is refused by it, with the reason.
+        text = bool(stops) or not isinstance(self.tokenizer, IdsOnly)
+        return Generation(decoding, prompt, self.tokenizer, stops, most, text)
 
     def _reader(self, choices: int | None, batch: int) -> NextLogits:
         """Return the model with the head that serves these choices."""
@@ -203,71 +293,25 @@ class LanguageModel:
             return self.model
         return HeadedModel(self.model, self._head, choices)
 
-    def _check_ids(self, prompt: Tensor) -> Tensor:
-        """Return the ids as (B, T) int64 on the model's device."""
-        if not isinstance(prompt, Tensor):
-            raise GenerationError(f"prompt must be str or a Tensor, got {type(prompt).__name__}")
-        if prompt.is_floating_point() or prompt.is_complex() or prompt.dtype == torch.bool:
-            raise DTypeError(f"input_ids must be integers, got {prompt.dtype}")
-        if prompt.dim() not in (1, 2):
-            raise ShapeError(f"input_ids must be (T,) or (B, T), got {tuple(prompt.shape)}")
-        if not prompt.numel():
-            raise GenerationError("the prompt is empty; a model needs at least one token")
-        ids = prompt.to(self.model.device, torch.int64).reshape(-1, prompt.shape[-1])
-        check_ids(ids, self.model.config.vocab_size)
-        return ids
 
-    def _check_length(self, tokens: int, max_new_tokens: int | None) -> int:
-        """Return the number of new tokens that are meant, if they fit."""
-        context = self.model.config.max_position_embeddings
-        if tokens >= context:
-            raise GenerationError(
-                f"the prompt has {tokens} tokens and the context only {context}, which leaves "
-                "no room for a new one",
-                prompt=tokens,
-                context=context,
-            )
-        if max_new_tokens is None:
-            return context - tokens
-        if type(max_new_tokens) is not int or max_new_tokens < 1:
-            raise GenerationError(
-                f"max_new_tokens must be an integer, at least 1, got {max_new_tokens!r}"
-            )
-        if tokens + max_new_tokens > context:
-            raise GenerationError(
-                f"a prompt of {tokens} tokens and {max_new_tokens} new ones do not fit the context "
-                f"of {context}; at most {context - tokens} new tokens do",
-                prompt=tokens,
-                max_new_tokens=max_new_tokens,
-                context=context,
-            )
-        return max_new_tokens
-
-
-def _one_of(prompt: str | Tensor | None, input_ids: Tensor | None) -> str | Tensor:
-    """Return what is to be continued, under whichever name it was given."""
-    if prompt is not None:
-        if input_ids is not None:
-            raise GenerationError("give a prompt or input_ids, got both")
-        return prompt
-    if input_ids is None:
-        raise GenerationError("give a prompt or input_ids, got neither")
-    if isinstance(input_ids, str):
-        raise GenerationError("input_ids must be a Tensor, got str; text is a prompt")
-    return input_ids
-
-
-def _check_mask(mask: Tensor, ids: Tensor) -> Tensor:
-    """Return the mask as (B, T) bool on the ids' device."""
-    if mask.is_floating_point():
-        raise DTypeError(f"attention_mask must hold 1 and 0 as integers or bool, got {mask.dtype}")
-    if mask.numel() != ids.numel() or mask.shape[-1] != ids.shape[1]:
-        raise ShapeError(
-            f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, "
-            f"got {tuple(mask.shape)}"
+def _split(
+    temperature: float, top_k: int | None, top_p: float, seed: int | None, more: More
+) -> tuple[Sampling, Options]:
+    """Return the arguments of a call, checked."""
+    unknown = set(more) - set(More.__annotations__)
+    if unknown:
+        raise TypeError(
+            f"unknown argument {min(unknown)!r}; known are {list(More.__annotations__)}"
         )
-    real = mask.to(ids.device, torch.bool).reshape(ids.shape)
-    if not bool(real[:, -1].all()):
-        raise GenerationError("attention_mask ends in padding; prompts are padded on the left")
-    runs_of(real)
-    return real
+    others: dict[str, Any] = dict(more)
+    names = ("min_p", "repetition_penalty")
+    drawn = {name: others.pop(name) for name in names if name in others}
+    return Sampling(temperature, top_k, top_p, seed, **drawn), Options(**others)
+
+
+def _joined(prompt: Tensor, results: list[GenerationResult]) -> Tensor:
+    """Return prompt and new ids, shorter rows filled with their last id."""
+    longest = max(len(result.ids) for result in results)
+    rows = [[*r.ids, *[r.ids[-1]] * (longest - len(r.ids))] for r in results]
+    new = torch.tensor(rows, dtype=torch.int64, device=prompt.device)
+    return torch.cat((prompt.reshape(len(rows), -1), new), 1).view(*prompt.shape[:-1], -1)

@@ -162,6 +162,15 @@ class CausalLM(nn.Module):
         hidden = self.next_hidden(input_ids, attention_mask, cache)
         return logits_of(hidden, self.lm_head, self.model.embed_tokens.weight)
 
+    def all_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Return the logits (B, T, vocab) after every token, which are appended to the cache."""
+        logits: Tensor = self(input_ids, None, cache)
+        return logits
+
+    def all_hidden(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Return what the head is given after every token, (B, T, hidden), normalised."""
+        return self._hidden(input_ids, None, cache)
+
     def next_hidden(
         self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache
     ) -> Tensor:
