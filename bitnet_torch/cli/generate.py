@@ -5,9 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bitnet_torch.cli.model import generate_text, kernels_on, load_model
+from bitnet_torch.cli.model import Generated, generate_text, kernels_on, load_model
 from bitnet_torch.cli.output import discard, write, write_json
-from bitnet_torch.cli.parser import Parser, add_command, add_json, add_model, add_sampling
+from bitnet_torch.cli.parser import (
+    Parser,
+    add_command,
+    add_generation,
+    add_json,
+    add_model,
+    add_sampling,
+)
+from bitnet_torch.errors import ConfigurationError
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -21,18 +29,21 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     )
     add_model(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="text to continue; - reads it from stdin")
+    add_sampling(parser, temperature=0.0, seed=None)
+    add_generation(parser)
     parser.add_argument(
-        "--max-new-tokens",
+        "--logprobs",
         type=int,
         metavar="N",
-        help="end after N tokens (default: at the end of the context)",
+        help="with --json: how likely every token was, and the N most likely ones",
     )
-    add_sampling(parser, temperature=0.0, seed=None)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Stream the new text, without the prompt, to stdout."""
+    if args.logprobs is not None and not args.json:
+        raise ConfigurationError("--logprobs is shown by --json only")
     lm = load_model(args.model, args)
     prompt = _read_stdin() if args.prompt == "-" else args.prompt
     show = discard if args.json else write
@@ -40,10 +51,23 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         device = lm.model.device
         facts = {"device": str(device), "kernels": kernels_on(device.type), "seed": args.seed}
+        if args.speculative is not None:
+            facts |= {"proposed": made.result.proposed, "accepted": made.result.accepted}
         write_json({"model": args.model, "prompt": prompt, **made.to_dict(), **facts})
     else:
         write("\n")
+        _report(made, args)
     return 0
+
+
+def _report(made: Generated, args: argparse.Namespace) -> None:
+    """Say on stderr what speculation was worth."""
+    rate = made.result.tokens_per_pass
+    if args.speculative is not None and rate is not None:
+        sys.stderr.write(
+            f"bitnet: {rate:.2f} tokens per pass; of {made.result.proposed} guesses "
+            f"{made.result.accepted} held\n"
+        )
 
 
 def _read_stdin() -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from bitnet_torch.cli.progress import prefill_bar
 
-    from bitnet_torch.generate import LanguageModel
-    from bitnet_torch.io import Tokenizer
+if TYPE_CHECKING:
+    from bitnet_torch.generate import GenerationResult, LanguageModel
+    from bitnet_torch.generate.options import Progress
 
 
 @dataclass(frozen=True)
@@ -20,26 +20,38 @@ class Generated:
     """A text that a model has made.
 
     Attributes:
-        text: Without the prompt.
-        prompt_ids: The prompt's tokens.
-        new_ids: The tokens chosen, an end-of-text token included.
+        result: What the library says about it.
         seconds: Wall time, the prompt's prefill included.
     """
 
-    text: str
-    prompt_ids: tuple[int, ...]
-    new_ids: tuple[int, ...]
+    result: GenerationResult
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain JSON values."""
-        return {
-            "text": self.text,
-            "prompt_tokens": len(self.prompt_ids),
-            "new_tokens": len(self.new_ids),
+        made = self.result
+        figures: dict[str, Any] = {
+            "text": made.text,
+            "prompt_tokens": len(made.prompt_ids),
+            "new_tokens": len(made.ids),
+            "finish_reason": made.finish_reason,
+            "tokens_per_pass": made.tokens_per_pass,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
         }
+        if made.logprobs is not None:
+            figures["logprobs"] = [asdict(token) for token in made.logprobs]
+        return figures
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The prompt's tokens."""
+        return self.result.prompt_ids
+
+    @property
+    def new_ids(self) -> tuple[int, ...]:
+        """The tokens chosen, an end-of-text token included."""
+        return self.result.ids
 
     @property
     def tokens_per_second(self) -> float:
@@ -70,12 +82,12 @@ def generate_text(
     show: Callable[[str], None],
     echo: bool = False,
 ) -> Generated:
-    """Continue ``prompt`` with the sampling settings of a command.
+    """Continue ``prompt`` with the settings of a command.
 
     Args:
         lm: The model.
         prompt: Text to continue.
-        args: With temperature, top_k, top_p and seed.
+        args: With temperature, top_k, top_p and seed, and what else the command offers.
         max_new_tokens: None goes on to the end of the context.
         show: Called with each piece of text as it comes.
         echo: Show the prompt, too, once it is known to be usable.
@@ -83,41 +95,30 @@ def generate_text(
     Raises:
         GenerationError: The prompt or a setting cannot be used; nothing was shown.
     """
-    import torch
-
     from bitnet_torch.diagnostics import time_operation
 
-    prompt_ids = lm.tokenizer.encode(prompt)
-    with time_operation("generate", lm.model.device, threshold_ms=float("inf")) as timed:
-        steps = lm.stream(
-            torch.tensor(prompt_ids, dtype=torch.int64),
-            max_new_tokens,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            seed=args.seed,
-        )
+    with (
+        prefill_bar() as progress,
+        time_operation("generate", lm.model.device, threshold_ms=float("inf")) as timed,
+    ):
+        stream = lm.stream(prompt, max_new_tokens, **settings_of(args, progress))
         if echo:
             show(prompt)
-        text, new_ids = _show_all(steps, lm.tokenizer, show)
-    seconds = (timed.elapsed_ms or 0.0) / 1000
-    return Generated(text, tuple(prompt_ids), new_ids, seconds)
+        for piece in stream:
+            show(piece)
+    return Generated(stream.results()[0], (timed.elapsed_ms or 0.0) / 1000)
 
 
-def _show_all(
-    steps: Iterator[Tensor], tokenizer: Tokenizer, show: Callable[[str], None]
-) -> tuple[str, tuple[int, ...]]:
-    """Show whole characters as their tokens come; return the text and the tokens."""
-    decoder = tokenizer.stream_decoder()
-    pieces: list[str] = []
-    ids: list[int] = []
-    for step in steps:
-        ids.append(int(step))
-        pieces.append("" if ids[-1] in tokenizer.eos_ids else decoder.push(ids[-1:]))
-        show(pieces[-1])
-    pieces.append(decoder.finish())
-    show(pieces[-1])
-    return "".join(pieces), tuple(ids)
+def settings_of(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """Return the keyword arguments of ``LanguageModel.complete`` that a command was given."""
+    given = {name: getattr(args, name) for name in _SETTINGS if hasattr(args, name)}
+    return {**given, "progress": progress}
+
+
+_SETTINGS = (
+    *("temperature", "top_k", "top_p", "seed", "min_p", "repetition_penalty"),
+    *("stop", "cache", "speculative", "logprobs"),
+)
 
 
 def kernels_on(device_type: str) -> str:

@@ -93,6 +93,51 @@ def add_sampling(parser: Parser, temperature: float, seed: int | None) -> None:
     )
 
 
+def add_generation(parser: Parser) -> None:
+    """Add what generation can be asked for beside sampling."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="end after N tokens (default: at the end of the context)",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="leave out tokens less likely than P times the most likely one (default: none)",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="above 1, tokens of the text so far become less likely (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; may be given several times",
+    )
+    parser.add_argument(
+        "--cache",
+        choices=("model", "int8"),
+        default="model",
+        help="keep keys and values in the model's dtype or in half of it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--speculative",
+        type=int,
+        nargs="?",
+        const=8,
+        metavar="K",
+        help="guess up to K tokens (8) from the text itself: the same text in fewer passes",
+    )
+
+
 def add_model(parser: Parser) -> None:
     """Add the model's folder and where and how it is to run."""
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder")

@@ -164,7 +164,7 @@ class HeadedModel:
     def all_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Return logits (B, T, vocab) to choose from, after every token."""
         hidden = self._model.all_hidden(input_ids, cache)
-        return self._read(hidden.flatten(0, 1)).unflatten(0, input_ids.shape)
+        return self._read(hidden.flatten(0, 1)).view(*input_ids.shape, -1)
 
     def next_logits(
         self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache

@@ -253,6 +253,30 @@ class LanguageModel:
         ids = self.tokenizer.encode(text, special=False)
         return torch.tensor(ids, dtype=torch.int64, device=self.model.device)
 
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_new_tokens: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        **how: Any,
+    ) -> TextStream:
+        """Answer a conversation; the stream's pieces joined are the answer.
+
+        Args:
+            messages: As in ``chat_ids``, and so are ``tools`` and ``variables``.
+            max_new_tokens: As in ``generate``.
+            tools: JSON schemas of the functions that the model may call.
+            variables: What else the chat template shall see.
+            how: Sampling and other options of ``generate``.
+
+        Raises:
+            GenerationError: As ``chat_ids`` and ``generate`` do.
+            CheckpointError: As ``chat_ids`` does.
+        """
+        ids = self.chat_ids(messages, tools, **(variables or {}))
+        return TextStream(self._start(ids, max_new_tokens, **how))
+
     def _start(
         self,
         prompt: Given,

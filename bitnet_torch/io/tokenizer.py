@@ -43,6 +43,8 @@ class Tokenizer(Protocol):
         chat_template: Turns a conversation into text; None if the checkpoint has none.
     """
 
+    chat_template: ChatTemplate | None
+
     @property
     def vocab_size(self) -> int:
         """Number of ids."""
@@ -51,11 +53,6 @@ class Tokenizer(Protocol):
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a text."""
-        ...
-
-    @property
-    def chat_template(self) -> ChatTemplate | None:
-        """Turns a conversation into text."""
         ...
 
     def encode(self, text: str, special: bool = True) -> list[int]:

@@ -121,3 +121,31 @@ def test_corrupt_codes_are_refused_in_one_line(bitnet, damaged):
 def test_a_damaged_configuration_is_refused_in_one_line(bitnet, damaged, text):
     (damaged / "config.json").write_text(text)
     assert bitnet("generate", damaged, "x").refused(1, str(damaged / "config.json"))
+
+
+def test_every_option_reaches_the_library(bitnet, checkpoint):
+    more = {"min_p": 0.01, "repetition_penalty": 1.2, "cache": "int8", "stop": ["q", "zz"]}
+    flags = ["--min-p", 0.01, "--repetition-penalty", 1.2, "--cache", "int8", "--stop", "q"]
+    arguments = ["O,", "--max-new-tokens", 30, "--temperature", 1, "--seed", 3, "--json"]
+    made = bitnet("generate", checkpoint, *arguments, *flags, "--stop", "zz", "--logprobs", 2)
+    expected = bt.load(checkpoint).complete("O,", 30, temperature=1.0, seed=3, logprobs=2, **more)
+    figures = json.loads(made.out)
+    assert figures["text"] == expected.text
+    assert figures["finish_reason"] == expected.finish_reason
+    logprobs = json.loads(json.dumps(expected.to_dict()["logprobs"]))
+    assert figures["logprobs"] == logprobs
+
+
+def test_guessing_reports_tokens_per_pass_and_changes_no_text(bitnet, checkpoint):
+    plain = bitnet("generate", checkpoint, "abcabcabc", "--max-new-tokens", 30)
+    ended = bitnet("generate", checkpoint, "abcabcabc", "--max-new-tokens", 30, "--speculative")
+    assert ended.out == plain.out
+    assert "tokens per pass" in ended.err
+    arguments = ["generate", checkpoint, "abcabc", "--max-new-tokens", 30, "--json"]
+    made = json.loads(bitnet(*arguments, "--speculative", 4).out)
+    assert made["tokens_per_pass"] >= 1
+    assert made["accepted"] <= made["proposed"]
+
+
+def test_log_probabilities_without_json_are_refused(bitnet, checkpoint):
+    assert bitnet("generate", checkpoint, "x", "--logprobs", 1).refused(1, "--logprobs", "--json")

@@ -157,3 +157,11 @@ def test_load_takes_every_head(kind, tmp_path):
     )
     lm = bitnet_torch.load(tmp_path / "m", lm_head=kind)
     assert isinstance(lm.generate("abc", 5), str)
+
+
+@pytest.mark.parametrize("kind", ["float", "screened", "int8"])
+def test_guessing_changes_no_token_whatever_head_is_read(kind):
+    lm = LanguageModel(tiny_model(vocab_size=256), ByteTokenizer(), kind)
+    for how in ({}, {"temperature": 0.8, "top_k": 6, "seed": 1}, {"repetition_penalty": 1.1}):
+        plain = lm.complete("abcabcabc", 24, **how)
+        assert lm.complete("abcabcabc", 24, speculative=4, **how).ids == plain.ids
