@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from bitnet_torch.io import load_pretrained, save_pretrained
+from bitnet_torch.io import ByteTokenizer, load_pretrained, save_pretrained
 from bitnet_torch.nn import BitLinear, PackedBitLinear
 from tests.bits import same_bits
 from tests.io.damage import retensor
+from tests.io.gguf.models import small_model
 from tests.models.tiny import tiny_model
 
 UP = "model.layers.1.mlp.up_proj"
@@ -92,3 +93,19 @@ def test_inspect_shows_the_direction_of_the_scales_and_its_reason(bitnet, folder
     retensor(folders / "masters", lambda t: t[f"{UP}.weight"].fill_(float("nan")))
     assert f"not quantisable     {UP}" in bitnet("inspect", str(folders / "masters")).out
     assert bitnet("inspect", str(folders / "absent")).refused(1, "does not exist")
+
+
+@pytest.mark.parametrize("format", ["tq2_0", "tq1_0", "i2_s"])
+def test_a_checkpoint_goes_to_gguf_and_back_with_its_bits_and_tokenizer(bitnet, tmp_path, format):
+    model = small_model("llama", vocab_size=256)
+    save_pretrained(model, tmp_path / "m", tokenizer=ByteTokenizer())
+    file = tmp_path / "m.gguf"
+    assert bitnet("convert", str(tmp_path / "m"), str(file), "--format", format).status == 0
+    assert bitnet("convert", str(file), str(tmp_path / "again"), "--format=hf-packed").status == 0
+    again, tokenizer = load_pretrained(tmp_path / "again")
+    assert isinstance(tokenizer, ByteTokenizer)
+    for name, layer in again.named_modules():
+        if isinstance(layer, PackedBitLinear):
+            packed = model.get_submodule(name).packed()
+            assert torch.equal(layer.weight, packed.weight)
+            assert same_bits(layer.weight_scale, packed.weight_scale)
