@@ -65,6 +65,7 @@ def test_loading_needs_one_tensor_more_than_the_model(tmp_path, tied):
     assert extra <= max(sizes) + 64 * MIB
     mapped = 0 if tied else embedding
     assert held - mapped <= grown + 16 * MIB
-    assert grown <= held - mapped + 32 * MIB
+    # The allocator may keep what a tensor passed through, but no more than that.
+    assert grown <= held - mapped + max(sizes) + 64 * MIB
     # Tables and the padding of the backend's layout aside, what is held is what is stored.
     assert held <= total * 1.1
