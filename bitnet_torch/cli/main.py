@@ -19,13 +19,24 @@ import traceback
 from collections.abc import Sequence
 
 from bitnet_torch import __version__
-from bitnet_torch.cli import bench, chat, convert, demo, doctor, evaluate, generate, inspect, train
+from bitnet_torch.cli import (
+    bench,
+    chat,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    inspect,
+    memory,
+    train,
+)
 from bitnet_torch.cli.output import flush_or_abandon
 from bitnet_torch.cli.parser import Parser, add_debug
 from bitnet_torch.diagnostics import configure_logging
 from bitnet_torch.errors import BitNetError
 
-COMMANDS = (demo, generate, chat, train, convert, inspect, evaluate, bench, doctor)
+COMMANDS = (demo, generate, chat, train, convert, inspect, evaluate, bench, memory, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

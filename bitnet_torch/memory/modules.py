@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from bitnet_torch.memory.backend import Backend
@@ -24,6 +26,12 @@ class ModuleHooks:
         self._backend = backend
         self._handles: list[RemovableHandle] = []
         self._thread = threading.local()
+        self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+    def attach_all(self) -> None:
+        """Hook in every module there is or will be, named from the outermost one that is called."""
+        self._handles.append(register_module_forward_pre_hook(self._enter_any))
+        self._handles.append(register_module_forward_hook(self._leave, always_call=True))
 
     def attach(self, module: nn.Module, root: str) -> list[tuple[str, nn.Module]]:
         """Hook a module in; return every module in it with its name."""
@@ -46,11 +54,23 @@ class ModuleHooks:
             # A compiler that traces the module finds an empty hook and goes on.
             if torch.compiler.is_compiling():
                 return
-            backend = self._backend()
-            stack = self._stack()
-            stack.append(None if backend is None else (backend, backend.enter_module(name)))
+            self._push(name)
 
         return enter
+
+    def _enter_any(self, module: nn.Module, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if module not in self._names:
+            root = type(module).__name__
+            for path, child in module.named_modules():
+                self._names.setdefault(child, ".".join(part for part in (root, path) if part))
+        self._push(self._names[module])
+
+    def _push(self, name: str) -> None:
+        backend = self._backend()
+        entered = None if backend is None else (backend, backend.enter_module(name))
+        self._stack().append(entered)
 
     def _leave(self, *_: Any) -> None:
         if torch.compiler.is_compiling():

@@ -31,6 +31,7 @@ from bitnet_torch.memory.lease import Lease
 from bitnet_torch.memory.lease_table import LeaseRow
 from bitnet_torch.memory.native_counts import empty_native_cache
 from bitnet_torch.memory.pressure import PressureLevel, PressureMonitor
+from bitnet_torch.memory.recovery import Policy, RecoveryStep, default_policy
 from bitnet_torch.memory.request import Request, canonical, checked_request
 from bitnet_torch.memory.stats import MemoryStats
 from bitnet_torch.memory.tracker import MemoryTracker
@@ -38,6 +39,7 @@ from bitnet_torch.memory.verify import verify_counts
 from bitnet_torch.memory.view import stats_of
 
 _MOST_CACHED = 1 << 30
+_KEPT_STEPS = 100
 
 Shape = int | Sequence[int]
 Returned = tuple[Block, int, str, list[Any] | None]
@@ -56,6 +58,8 @@ class HybridMemoryPool:
         config: The settings.
         callback_errors: The last callbacks that raised.
         returned: Leases that were dropped, not yet taken in.
+        recovery_policy: Decides what is done when memory runs out.
+        recoveries: The last steps that were taken then.
     """
 
     _instance: ClassVar[HybridMemoryPool | None] = None
@@ -65,6 +69,8 @@ class HybridMemoryPool:
         self.config = config or MemoryPoolConfig()
         self.callback_errors = new_errors()
         self.returned: deque[Returned] = deque()
+        self.recovery_policy: Policy = default_policy
+        self.recoveries: deque[RecoveryStep] = deque(maxlen=_KEPT_STEPS)
         self._lock = threading.Lock()
         self._store = BlockStore(_most_cached(self.config))
         self._soft: dict[str, int | None] = {}

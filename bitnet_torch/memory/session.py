@@ -33,7 +33,7 @@ def track(
         print(tracker.profile_report())
 
     Args:
-        module: Attribute memory to its parts.
+        module: Attribute memory to its parts; None: to those of every module that is called.
         level: ``"track"``, or ``"full"`` for lines of the program as well.
         backend: As of :meth:`MemoryTracker.start`.
         html: Write a page here.
@@ -50,7 +50,9 @@ def track(
             raise ConfigurationError(f"{path}: there is no folder {Path(path).parent}")
     tracker = HybridMemoryPool.instance().get_memory_tracker().start(level, backend=backend)
     try:
-        if module is not None:
+        if module is None:
+            tracker.attach_all()
+        else:
             tracker.attach(module)
         yield tracker
     finally:

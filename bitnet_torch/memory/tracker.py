@@ -187,6 +187,14 @@ class MemoryTracker:
                 self._count(own, _EXTERNAL, name)
         return self
 
+    def attach_all(self) -> MemoryTracker:
+        """Attribute what is allocated in any module's forward pass to it.
+
+        Modules are named from the outermost one that is called, whose class begins the name.
+        """
+        self._hooks.attach_all()
+        return self
+
     def detach(self) -> None:
         """End the attribution."""
         self._hooks.detach()

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from bitnet_torch.errors import ConfigurationError, GenerationError
+from bitnet_torch.memory.lease import Lease
+from bitnet_torch.memory.pool import HybridMemoryPool
 from bitnet_torch.models.config import ModelConfig
 from bitnet_torch.models.padding import Run, leading_padding, runs_of
 
@@ -76,9 +78,15 @@ class KVCache:
                 context=config.max_position_embeddings,
             )
         slots = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length)
-        self._storage = torch.zeros((*slots, config.head_dim), device=device, dtype=dtype)
-        int8 = dtype == torch.int8
-        self._scales = torch.zeros(slots, device=device, dtype=torch.float32) if int8 else None
+        # The leases come back to the pool when the cache goes.
+        self._leases = [
+            _lease((*slots, config.head_dim), dtype or torch.get_default_dtype(), device)
+        ]
+        self._storage = self._leases[0].tensor
+        self._scales: Tensor | None = None
+        if dtype == torch.int8:
+            self._leases.append(_lease(slots, torch.float32, device))
+            self._scales = self._leases[1].tensor
         # Views are made once: making them for every layer of every token would take time.
         self._layers = [self._views(layer) for layer in range(slots[0])]
         self.start = torch.zeros((), dtype=torch.int64, device=device)
@@ -186,3 +194,11 @@ class KVCache:
                 sequence=b,
             )
         return Run(old.begin, end)
+
+
+def _lease(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None) -> Lease:
+    """Take memory for a cache, filled with zeros."""
+    pool = HybridMemoryPool.instance()
+    lease = pool.allocate(shape, dtype, device or torch.get_default_device(), tag="kv cache")
+    lease.tensor.zero_()
+    return lease

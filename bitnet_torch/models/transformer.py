@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bitnet_torch.errors import ConfigurationError, DTypeError, GenerationError, ShapeError
+from bitnet_torch.memory.pool import HybridMemoryPool
+from bitnet_torch.memory.recovery import with_recovery
 from bitnet_torch.models.attention import StepContext
 from bitnet_torch.models.cache import KVCache
 from bitnet_torch.models.config import ModelConfig
@@ -174,8 +176,29 @@ class CausalLM(nn.Module):
     def next_hidden(
         self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache
     ) -> Tensor:
-        """Return what the head is given after the last token, (B, hidden), normalised."""
-        return self._hidden(input_ids, attention_mask, cache)[:, -1]
+        """Return what the head is given after the last token, (B, hidden), normalised.
+
+        Where memory runs out a prompt is read in smaller pieces, see
+        :mod:`bitnet_torch.memory.recovery`.
+        """
+        begun, tokens = cache.filled, input_ids.shape[1]
+        last: list[Tensor] = []
+
+        def go_on(size: int) -> Tensor:
+            # An earlier attempt may have put some pieces into the cache: they stay there.
+            for start in range(cache.filled - begun, max(tokens, 1), size):
+                piece = slice(start, start + size)
+                mask = None if attention_mask is None else attention_mask[:, piece]
+                last[:] = [self._hidden(input_ids[:, piece], mask, cache)[:, -1]]
+            return last[0]
+
+        return with_recovery(
+            go_on,
+            max(tokens, 1),
+            name="a prompt" if tokens > 1 else "a token",
+            device=input_ids.device,
+            pool=HybridMemoryPool.instance(),
+        )
 
     def _hidden(
         self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None

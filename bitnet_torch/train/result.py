@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class RunResult:
         commit: Of the code's checkout, or None outside of one.
         versions: Of Python and the packages.
         config: Every setting.
+        recoveries: What was done where memory ran out, in order.
     """
 
     out: str
@@ -49,6 +50,7 @@ class RunResult:
     commit: str | None
     versions: dict[str, str | None]
     config: dict[str, Any]
+    recoveries: list[str] = field(default_factory=list)
 
     def write(self) -> Path:
         """Write ``result.json`` into the run's folder and return its path."""

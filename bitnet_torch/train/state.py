@@ -43,6 +43,7 @@ class TrainState:
         seconds_before: Wall time of earlier processes that worked on the run.
         held_out: Newest held-out bits/byte, for the progress bar.
         commit: Of the code, as it was when this process began.
+        piece: Windows that are in memory at once, since it has run out; None while it has not.
     """
 
     config: TrainConfig
@@ -53,6 +54,7 @@ class TrainState:
     seconds_before: float = 0.0
     held_out: float | None = None
     commit: str | None = field(default_factory=lambda: git_commit(Path(__file__).parent))
+    piece: int | None = None
     _started: float = field(default_factory=time.perf_counter)
 
     @property

@@ -17,6 +17,7 @@ the same machine with the same number of threads.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from bitnet_torch.diagnostics.extras import require
 from bitnet_torch.errors import BitNetError
+from bitnet_torch.memory import HybridMemoryPool, with_recovery
 from bitnet_torch.nn import convert
 from bitnet_torch.train.config import TrainConfig
 from bitnet_torch.train.curve import draw_curve
@@ -106,13 +108,16 @@ def _step(state: TrainState, rate: float) -> float:
     )
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    loss = _loss(state, windows)
-    state.optimizer.zero_grad()
-    loss.backward()
+    value = with_recovery(
+        functools.partial(_backward, state, windows),
+        min(state.piece or len(windows), len(windows)),
+        name=f"step {state.step}",
+        device=windows.device,
+        pool=HybridMemoryPool.instance(),
+    )
     norm = torch.nn.utils.clip_grad_norm_(
         state.model.parameters(), state.config.optimizer.grad_clip
     )
-    value = loss.item()
     if not (math.isfinite(value) and math.isfinite(norm.item())):
         raise BitNetError(
             f"step {state.step}: the loss is {value} and its gradient's norm {norm.item()}; "
@@ -122,6 +127,22 @@ def _step(state: TrainState, rate: float) -> float:
             checkpoint=str(state.newest_checkpoint),
         )
     state.optimizer.step()
+    return value
+
+
+def _backward(state: TrainState, windows: Tensor, size: int) -> float:
+    """Compute the gradient in pieces of ``size`` windows and return the loss of all of them.
+
+    Smaller pieces sum the same gradient in another order, so the steps are kept with the result.
+    """
+    if state.piece is not None or size < len(windows):
+        state.piece = size
+    state.optimizer.zero_grad()
+    value = 0.0
+    for piece in windows.split(size):
+        loss = _loss(state, piece) * (len(piece) / len(windows))
+        loss.backward()
+        value += loss.item()
     return value
 
 
@@ -194,6 +215,7 @@ def _finish(state: TrainState) -> RunResult:
         commit=state.commit,
         versions=versions(),
         config=config.to_dict(),
+        recoveries=[str(step) for step in HybridMemoryPool.instance().recoveries],
     )
     draw_curve(state.metrics_path, result, state.out / "curve.png")
     result.write()

@@ -14,7 +14,10 @@ from bitnet_torch.cli import doctor
 from bitnet_torch.cli.main import COMMANDS, build_parser, describe, main
 from bitnet_torch.errors import BitNetError
 
-NAMES = ("demo", "generate", "chat", "train", "convert", "inspect", "eval", "bench", "doctor")
+NAMES = (
+    *("demo", "generate", "chat", "train", "convert"),
+    *("inspect", "eval", "bench", "memory", "doctor"),
+)
 
 
 def test_help_and_usage_errors_do_not_import_torch():
