@@ -80,10 +80,12 @@ def run_memory(args: argparse.Namespace) -> int:
     from bitnet_torch.bench.environment import describe_environment
     from bitnet_torch.bench.memory_suite import memory_rows
     from bitnet_torch.bench.table import render_header, render_table
+    from bitnet_torch.bench.tracking_rows import tracking_rows
 
     _prepare(args)
     with _threads(args):
-        rows = memory_rows(args.model, describe_environment())
+        environment = describe_environment()
+        rows = memory_rows(args.model, environment) + tracking_rows(environment)
     if not args.json:
         write(render_header(rows[0]) + render_table(rows))
     return _finish(args, rows)
