@@ -141,7 +141,9 @@ class LanguageModel:
         """
         sampling, options = _split(temperature, top_k, top_p, seed, more)
         given = one_of(prompt, input_ids)
-        session = self._session(given, attention_mask, max_new_tokens, sampling, options)
+        # Ids are not decoded for those who want ids: the tokenizer may not know them all.
+        text = not isinstance(given, Tensor)
+        session = self._session(given, attention_mask, max_new_tokens, sampling, options, text)
         results = session.finish()
         if isinstance(given, Tensor):
             return _joined(given.to(self.model.device, torch.int64), results)
@@ -200,7 +202,9 @@ class LanguageModel:
                 f"a stream is of one text or of ids, got {type(given).__name__}; generate and "
                 "complete take a list of texts"
             )
-        session = self._session(given, attention_mask, max_new_tokens, sampling, options)
+        # Ids are not decoded for those who want ids: the tokenizer may not know them all.
+        text = not isinstance(given, Tensor)
+        session = self._session(given, attention_mask, max_new_tokens, sampling, options, text)
         if isinstance(given, str):
             return TextStream(session)
         return IdStream(session, self.model.device, batched=given.dim() == 2)
@@ -289,7 +293,8 @@ class LanguageModel:
         **more: Unpack[More],
     ) -> Generation:
         sampling, options = _split(temperature, top_k, top_p, seed, more)
-        return self._session(prompt, attention_mask, max_new_tokens, sampling, options)
+        text = not isinstance(self.tokenizer, IdsOnly)
+        return self._session(prompt, attention_mask, max_new_tokens, sampling, options, text)
 
     def _session(
         self,
@@ -298,6 +303,7 @@ class LanguageModel:
         max_new_tokens: int | None,
         sampling: Sampling,
         options: Options,
+        text: bool,
     ) -> Generation:
         prompt = read_prompt(given, mask, self.tokenizer, self.model)
         most = new_tokens(prompt, max_new_tokens, self.model.config.max_position_embeddings)
@@ -308,8 +314,7 @@ class LanguageModel:
         decoding = Decoding(reader, prompt, sampler, most, options)
         stops = tuple(options.stop)
         # A stop text without a tokenizer is refused by it, with the reason.
-        text = bool(stops) or not isinstance(self.tokenizer, IdsOnly)
-        return Generation(decoding, prompt, self.tokenizer, stops, most, text)
+        return Generation(decoding, prompt, self.tokenizer, stops, most, text or bool(stops))
 
     def _reader(self, choices: int | None, batch: int) -> NextLogits:
         """Return the model with the head that serves these choices."""

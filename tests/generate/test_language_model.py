@@ -236,3 +236,14 @@ def test_between_two_tokens_the_caller_is_not_in_inference_mode():
 def test_generation_in_bfloat16_works():
     lm = language_model(dtype=torch.bfloat16)
     assert lm.generate("abc", 10) == lm.generate("abc", 10)
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_generated_and_streamed_all_the_same():
+    # Embeddings are padded to a round size, so a model may choose an id beyond the tokenizer's.
+    lm = LanguageModel(tiny_model(vocab_size=400), ByteTokenizer())
+    with torch.no_grad():
+        lm.model.lm_head.weight[:256] = 0
+    prompt = torch.tensor([1, 2, 3])
+    new = lm.generate(prompt, max_new_tokens=4)[3:]
+    assert bool((new >= 256).all())
+    assert [int(i) for i in lm.stream(prompt, max_new_tokens=4)] == new.tolist()

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from bitnet_torch import BitLinear, ops, pack
+from bitnet_torch.generate import LanguageModel
+from bitnet_torch.io.tokenizer import ByteTokenizer
 from tests.bits import same_bits
 from tests.cases import DTYPES
 from tests.float_bound import product_bound
@@ -58,6 +60,15 @@ def test_a_model_forced_onto_the_backend_has_its_own_bits_packed_or_not():
         cache = model.new_cache(1, 9)
         pieces = [model(piece, cache=cache) for piece in ids.split([3, 1, 1], 1)]
         assert same_bits(torch.cat(pieces, 1), trained)
+
+
+def test_a_prompt_is_continued_by_the_tokens_that_the_backend_scores_highest():
+    lm = LanguageModel(tiny_model(BitLinear, vocab_size=300).to(DEVICE), ByteTokenizer())
+    pack(lm.model)
+    prompt = torch.tensor([[1, 2, 3, 5, 8]], device=DEVICE)
+    with ops.use_backend("triton"), torch.no_grad():
+        ids = lm.generate(prompt, max_new_tokens=3)
+        assert torch.equal(lm.model(ids)[:, 4:-1].argmax(-1), ids[:, 5:])
 
 
 @torch.no_grad()
