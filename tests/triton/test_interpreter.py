@@ -18,7 +18,8 @@ ROOT = HERE.parent.parent
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
 
 
-@pytest.mark.timeout(300)
+# The limits are for a machine that hangs: minutes are normal on one that is busy.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "file",
     [
@@ -30,13 +31,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists f
     ],
 )
 def test_kernel_tests_pass_in_the_interpreter(file, tmp_path):
-    run_interpreted(file, tmp_path, "not slow", 280)
+    run_interpreted(file, tmp_path, "not slow", 880)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_slow_kernel_tests_pass_in_the_interpreter(tmp_path):
-    run_interpreted("test_kernels.py", tmp_path, "slow", 580)
+    run_interpreted("test_kernels.py", tmp_path, "slow", 1180)
 
 
 def run_interpreted(file, tmp_path, marks, seconds):
