@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from bitnet_torch import BitLinear, ops, pack
+from bitnet_torch.generate import LanguageModel
+from bitnet_torch.io import ByteTokenizer
 from tests.bits import same_bits
 from tests.cases import DTYPES
 from tests.metal.device import DEVICE, RUNS_KERNELS
@@ -44,3 +46,13 @@ def test_a_whole_model_has_the_bits_of_the_cpu_packed_or_not(tokens):
     # Attention and the head have the bits of the reference, too.
     assert same_bits(trained.cpu(), reference)
     assert same_bits(trained.cpu(), want)
+
+
+def test_a_prompt_is_continued_by_the_tokens_of_the_cpu():
+    lm = LanguageModel(tiny_model(BitLinear, vocab_size=300), ByteTokenizer())
+    pack(lm.model)
+    prompt = torch.tensor([[1, 2, 3, 5, 8]])
+    want = lm.generate(prompt, max_new_tokens=4)
+    lm.model.to(DEVICE)
+    with ops.use_backend("metal"):
+        assert torch.equal(lm.generate(prompt.to(DEVICE), max_new_tokens=4).cpu(), want)
