@@ -1,7 +1,12 @@
 """The lease side of the tracker: the properties P1 to P12 that the original promised."""
 
+import gc
+import itertools
+import sys
 import threading
 import time
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -145,14 +150,63 @@ def test_p8_tracking_takes_no_lock_and_keeps_no_object_but_times(monkeypatch):
     tracked().allocate(10).release()
 
 
-def test_p8_the_tracker_says_what_it_costs():
+def calls_of_a_pair(pool):
+    """Return how often each function was called for a lease that is taken and released."""
+    calls = Counter()
+
+    def note(frame, event, argument):
+        if event == "call":
+            calls[frame.f_code.co_qualname] += 1
+        elif event == "c_call":
+            calls[argument.__name__] += 1
+
+    lease = pool.allocate(1000)
+    lease.release()
+    sys.setprofile(note)
+    try:
+        pool.allocate(1000).release()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_p8_tracking_adds_two_calls_two_looks_at_the_clock_and_no_object():
+    pool = tracked(max_timeline_entries=64)
+    added = calls_of_a_pair(pool) - calls_of_a_pair(HybridMemoryPool())
+    assert added == {"LeaseTable.begin": 1, "LeaseTable.end": 1, "perf_counter_ns": 2, "len": 1}
+    for _ in range(64):
+        pool.allocate(1000).release()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for _ in range(500):
+            pool.allocate(1000).release()
+        after = len(gc.get_objects())
+    finally:
+        gc.enable()
+    # Numbers are not among these; an object for each event would be 1000 of them.
+    assert after - before < 10
+
+
+def test_p8_the_share_of_time_is_the_cost_of_a_row_over_the_span_of_all(monkeypatch):
+    ticks = itertools.count(0, 1000)
+    last = [0]
+
+    def clock():
+        last[0] = next(ticks)
+        return last[0]
+
+    monkeypatch.setattr("bitnet_torch.memory.lease_table._now", clock)
+    stand_in = SimpleNamespace(perf_counter_ns=clock)
+    monkeypatch.setattr("bitnet_torch.memory.metrics.time", stand_in)
     pool = tracked()
-    for n in range(1000):
+    for n in range(100):
         pool.allocate(1024 + n).release()
+    born = min(row.born_ns for row in pool.lease_rows())
     fraction = pool.get_memory_tracker().metrics().overhead_fraction
-    # Of a loop that does nothing but take and release; the limit of the original is 5 % of its own
-    # work, and this loop has none.
-    assert 0 < fraction < 0.5
+    # A trial row looks at the clock twice, so it costs 2 ticks; a last look ends the 200 trials.
+    assert fraction == pytest.approx(100 * (2 + 1 / 200) * 1000 / (last[0] - born))
 
 
 @pytest.mark.parametrize("name", ["standard", "detailed"])

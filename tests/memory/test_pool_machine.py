@@ -3,6 +3,7 @@
 import gc
 import os
 import threading
+import time
 
 import hypothesis.strategies as st
 import pytest
@@ -107,17 +108,21 @@ class PoolMachine(RuleBasedStateMachine):
         assert stats.hits + stats.misses - stats.failed >= stats.live_leases
 
 
-TestPoolMachine = PoolMachine.TestCase
-TestPoolMachine.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+class TestPoolMachine(PoolMachine.TestCase):
+    settings = settings(max_examples=5, stateful_step_count=20, deadline=None)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_eight_threads_for_a_minute_lose_no_byte():
-    import time
+class TestPoolMachineAtLength(PoolMachine.TestCase):
+    settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 
+
+@pytest.mark.parametrize(
+    "seconds", [1, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
+)
+def test_eight_threads_lose_no_byte(seconds):
     pool = HybridMemoryPool(MemoryPoolConfig(tracking=TrackingConfig.standard()))
-    tracker, wrong, stop = pool.get_memory_tracker(), [], time.monotonic() + 60
+    tracker, wrong, stop = pool.get_memory_tracker(), [], time.monotonic() + seconds
 
     def work(number):
         generator = torch.Generator().manual_seed(number)

@@ -78,6 +78,27 @@ def test_pytorchs_memory_viewer_loads_the_pickle(recorded):
     assert __file__ in str(snapshot)
 
 
+def test_the_entries_of_the_pickle_pair_and_sum_to_what_was_recorded(recorded):
+    """Not ``_memory_viz.trace``'s TOTAL MEM: its loop overwrites the sum with the entry's index."""
+    tracker, files = recorded
+    snapshot = pickle.loads(files["viz"].read_bytes())
+    entries = snapshot["device_traces"][0]
+    live, total, peak = {}, 0, 0
+    for entry in entries:
+        if entry["action"] == "alloc":
+            assert entry["addr"] not in live
+            live[entry["addr"]] = entry["size"]
+            total += entry["size"]
+            peak = max(peak, total)
+        elif entry["action"] == "free_completed":
+            assert live.pop(entry["addr"]) == entry["size"]
+            total -= entry["size"]
+    alive = {segment["address"]: segment["total_size"] for segment in snapshot["segments"]}
+    assert live == alive
+    assert total == sum(alive.values()) > 0
+    assert peak == tracker.report().total.peak
+
+
 def test_the_table_is_ordered_by_the_column_asked_for(recorded):
     table = recorded[0].profile_report(order_by="allocs", rows=2)
     assert "aten::" in table
