@@ -109,6 +109,7 @@ def with_recovery(
     pool: HybridMemoryPool,
     least: int = 1,
     offload: Callable[[], T] | None = None,
+    kept: list[RecoveryStep] | None = None,
 ) -> T:
     """Do ``work(pieces)``; when memory runs out, do what the pool's policy says and do it again.
 
@@ -121,6 +122,7 @@ def with_recovery(
         pool: Has the policy, and keeps the steps.
         least: Smallest size of pieces.
         offload: Does the work on the CPU.
+        kept: Gets the steps as well: the caller's own, where ``pool.recoveries`` is everybody's.
 
     Raises:
         ConfigurationError: The policy wants a step that there is not.
@@ -149,6 +151,8 @@ def with_recovery(
         step = RecoveryStep(action, name, message, _act(action, pieces, device, pool))
         steps.append(step)
         pool.recoveries.append(step)
+        if kept is not None:
+            kept.append(step)
         logger.warning("%s", step)
 
 

@@ -35,7 +35,7 @@ class RunResult:
         commit: Of the code's checkout, or None outside of one.
         versions: Of Python and the packages.
         config: Every setting.
-        recoveries: What was done where memory ran out, in order.
+        recoveries: What was done where memory ran out in this run, by the process that ended it.
     """
 
     out: str

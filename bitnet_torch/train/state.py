@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.memory import RecoveryStep
 from bitnet_torch.models import CausalLM
 from bitnet_torch.nn import convert
 from bitnet_torch.train.checkpoint import (
@@ -44,6 +45,7 @@ class TrainState:
         held_out: Newest held-out bits/byte, for the progress bar.
         commit: Of the code, as it was when this process began.
         piece: Windows that are in memory at once, since it has run out; None while it has not.
+        recoveries: What this process did where memory ran out in the run, in order.
     """
 
     config: TrainConfig
@@ -55,6 +57,7 @@ class TrainState:
     held_out: float | None = None
     commit: str | None = field(default_factory=lambda: git_commit(Path(__file__).parent))
     piece: int | None = None
+    recoveries: list[RecoveryStep] = field(default_factory=list)
     _started: float = field(default_factory=time.perf_counter)
 
     @property

@@ -114,6 +114,7 @@ def _step(state: TrainState, rate: float) -> float:
         name=f"step {state.step}",
         device=windows.device,
         pool=HybridMemoryPool.instance(),
+        kept=state.recoveries,
     )
     norm = torch.nn.utils.clip_grad_norm_(
         state.model.parameters(), state.config.optimizer.grad_clip
@@ -215,7 +216,7 @@ def _finish(state: TrainState) -> RunResult:
         commit=state.commit,
         versions=versions(),
         config=config.to_dict(),
-        recoveries=[str(step) for step in HybridMemoryPool.instance().recoveries],
+        recoveries=[str(step) for step in state.recoveries],
     )
     draw_curve(state.metrics_path, result, state.out / "curve.png")
     result.write()

@@ -8,6 +8,7 @@ from torch import nn
 
 from bitnet_torch.errors import BitNetError, MissingDependencyError
 from bitnet_torch.io.checkpoint import load_pretrained
+from bitnet_torch.memory import HybridMemoryPool, with_recovery
 from bitnet_torch.models import CausalLM
 from bitnet_torch.nn import BitLinear, PackedBitLinear
 from bitnet_torch.train import bits_per_byte, train, trainer
@@ -216,3 +217,41 @@ def test_matrices_decay_and_norms_and_embeddings_do_not(config):
     assert all(names[id(p)].endswith("proj.weight") for p in decays["params"])
     assert all("norm" in names[id(p)] or "embed" in names[id(p)] for p in stays["params"])
     assert len(names) == len(decays["params"]) + len(stays["params"])
+
+
+def test_a_run_that_runs_out_of_memory_recovers_and_keeps_its_own_steps(
+    config, result, tmp_path, monkeypatch
+):
+    pool, loss, failures = HybridMemoryPool.instance(), trainer._loss, iter([True] * 3)
+    others = iter([True])
+
+    def short_of_memory(state, windows):
+        if state.step == 5 and next(failures, False):
+            raise torch.OutOfMemoryError("no room for the logits")
+        return loss(state, windows)
+
+    def fail_once(pieces):
+        if next(others, False):
+            raise torch.OutOfMemoryError("of somebody else")
+
+    with_recovery(fail_once, 1, name="other work", device="cpu", pool=pool)
+    monkeypatch.setattr(trainer, "_loss", short_of_memory)
+    recovered = train(tiny_config(tmp_path / "plays", tmp_path / "run"))
+    assert len(recovered.recoveries) == 3
+    assert all("step 5 ran out of memory" in step for step in recovered.recoveries)
+    for step, action in zip(recovered.recoveries, ("trim", "empty cache", "smaller"), strict=True):
+        assert f"); {action}" in step
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert written["recoveries"] == recovered.recoveries
+    assert result.recoveries == []
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    losses = [
+        [r["loss"] for r in log if "loss" in r]
+        for log in (rows, read_metrics(Path(config.run.out) / "metrics.jsonl"))
+    ]
+    # Until it ran out, the run is the other's twin bit for bit; then it sums in two pieces.
+    assert losses[0][:5] == losses[1][:5]
+    # The mean of 4 * 32 terms of one sign in another order: each addition errs by eps at most.
+    eps = torch.finfo(torch.float32).eps
+    assert losses[0][5] == pytest.approx(losses[1][5], rel=2 * 4 * 32 * eps)
+    assert len(losses[0]) == 24
