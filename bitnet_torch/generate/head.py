@@ -14,8 +14,9 @@
 ``lm.model`` gives float logits whatever is chosen here. The int8 copy is made when the model is
 loaded, so that memory is claimed then; it is made anew if the weights have changed since.
 
-Faster, by measurement on CPUs: a head of 2^24 weights or more, on the CPU, at most two sequences
-and at most 64 tokens to choose from. A larger batch makes the float product busy with arithmetic
+Taken to be faster: a head of 2^24 weights or more, on the CPU, at most two sequences and at most
+64 tokens to choose from. Only one size of head was measured (128256 x 2560, on a CPU); 2^24 is a
+judgement, not a measured crossing. A larger batch makes the float product busy with arithmetic
 rather than with reading, and elsewhere than on the CPU the screened version is a first one.
 """
 

@@ -23,7 +23,7 @@ from bitnet_torch.models.attention import StepContext, attend
 from bitnet_torch.models.config import ModelConfig
 from bitnet_torch.models.fused import QuantizedRows, gate, normalise, project, readers
 from bitnet_torch.models.linear import LinearClass
-from bitnet_torch.models.norm import RMSNorm
+from bitnet_torch.nn.norm import RMSNorm
 
 
 class Attention(nn.Module):

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from bitnet_torch.models.norm import RMSNorm
 from bitnet_torch.nn._autocast import in_autocast
 from bitnet_torch.nn.bit_linear import BitLinear, on_one_input
+from bitnet_torch.nn.norm import RMSNorm
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
 from bitnet_torch.ops.glu import glu
 from bitnet_torch.ops.glu_norm_quantize import glu_norm_quantize

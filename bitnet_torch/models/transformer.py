@@ -23,10 +23,10 @@ from bitnet_torch.models.config import ModelConfig
 from bitnet_torch.models.decoder_layer import DecoderLayer
 from bitnet_torch.models.head import logits_of
 from bitnet_torch.models.linear import LinearClass
-from bitnet_torch.models.norm import RMSNorm
 from bitnet_torch.models.padding import leading_padding, runs_of
 from bitnet_torch.models.rotary import RotaryTables
 from bitnet_torch.nn import BitLinear, FloatLinear
+from bitnet_torch.nn.norm import RMSNorm
 
 INITIAL_STD = 0.02
 

@@ -8,7 +8,8 @@ import torch
 from bitnet_torch.errors import ConfigurationError, OutOfMemoryError
 from bitnet_torch.memory import HybridMemoryPool
 from bitnet_torch.memory.recovery import is_out_of_memory, with_recovery
-from tests.models.tiny import rounding_bound, tiny_model
+from tests.bits import same_bits
+from tests.models.tiny import tiny_model
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_a_prompt_that_does_not_fit_is_read_in_pieces_with_the_same_result(monke
     with torch.inference_mode():
         found = model.next_logits(ids, None, model.new_cache(2, 16))
     assert pieces == [12, 12, 12, 6, 3, 3, 3, 3]
-    assert (found - expected).abs().max().item() <= rounding_bound(model, expected)
+    assert same_bits(found, expected)
     assert [step.action for step in pool.recoveries] == ["trim", "empty cache"] + 2 * [
         "smaller pieces"
     ]

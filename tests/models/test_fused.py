@@ -7,8 +7,8 @@ from torch import nn
 from bitnet_torch.models import fused
 from bitnet_torch.models.decoder_layer import Attention
 from bitnet_torch.models.fused import QuantizedRows, gate, normalise, project, readers
-from bitnet_torch.models.norm import RMSNorm
 from bitnet_torch.nn import BitLinear, PackedBitLinear, pack
+from bitnet_torch.nn.norm import RMSNorm
 from bitnet_torch.ops import use_backend
 from tests.bits import same_bits
 from tests.models.tiny import tiny_model

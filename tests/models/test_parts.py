@@ -5,9 +5,9 @@ import math
 import torch
 
 from bitnet_torch.models.attention import StepContext
-from bitnet_torch.models.norm import RMSNorm
 from bitnet_torch.models.rotary import RotaryTables, rotary_tables
 from bitnet_torch.nn import BitLinear
+from bitnet_torch.nn.norm import RMSNorm
 from bitnet_torch.ops import attention, glu, rms_norm, rope
 from tests.bits import same_bits
 from tests.models.tiny import tiny_model
