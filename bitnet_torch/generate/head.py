@@ -11,8 +11,10 @@
 ``"auto"``      screened where that is faster, else float
 ==============  ==========================================================================
 
-``lm.model`` gives float logits whatever is chosen here. The int8 copy is made when the model is
-loaded, so that memory is claimed then; it is made anew if the weights have changed since.
+``lm.model`` gives float logits whatever is chosen here. A copy that was asked for by name is made
+when the model is loaded, so that its memory is claimed then; that of ``"auto"`` is made by the
+first generation that reads it, since who loads a model may never generate with it. It is made
+anew if the weights have changed since.
 
 Taken to be faster: a head of 2^24 weights or more, on the CPU, at most two sequences and at most
 64 tokens to choose from. Only one size of head was measured (128256 x 2560, on a CPU); 2^24 is a
@@ -92,11 +94,14 @@ class Int8Head:
     def __init__(self, model: CausalLM, kind: str) -> None:
         self.kind = kind
         self._model = model
-        self._codes = _encode(_float_head(model))
+        weight = _float_head(model)
+        self._codes: _Codes | None = None if kind == "auto" else _encode(weight)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the copy."""
+        """Bytes of the copy; 0 before it is made."""
+        if self._codes is None:
+            return 0
         return sum(t.nbytes for t in (self._codes.h, self._codes.h_scale, self._codes.bounds))
 
     def serves(self, choices: int | None, batch: int) -> bool:
@@ -140,8 +145,8 @@ class Int8Head:
 
     def _current(self) -> _Codes:
         weight = _float_head(self._model)
-        if self._codes.state != _state(weight):
-            logger.info("the head has changed since it was loaded; its int8 copy is made anew")
+        if self._codes is None or self._codes.state != _state(weight):
+            logger.info("making the int8 copy of the head, which is new or has changed")
             self._codes = _encode(weight)
         return self._codes
 

@@ -95,6 +95,14 @@ def test_auto_screens_small_batches_and_few_choices(choices, batch, screened, mo
     assert not made.serves(None, batch)
 
 
+def test_auto_makes_its_copy_when_a_generation_first_reads_it(monkeypatch):
+    monkeypatch.setattr(head, "AUTO_WEIGHTS", 1)
+    lm = LanguageModel(tiny_model(BitLinear, vocab_size=256), ByteTokenizer(), "auto")
+    assert lm._head.nbytes == 0
+    lm.generate("ab", max_new_tokens=1)
+    assert lm._head.nbytes > 256 * 48
+
+
 def test_auto_makes_no_copy_of_a_small_or_a_ternary_head(monkeypatch):
     model = tiny_model(BitLinear, vocab_size=256)
     assert head.make_head(model, "auto") is None
