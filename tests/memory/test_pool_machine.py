@@ -113,6 +113,7 @@ class TestPoolMachine(PoolMachine.TestCase):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 class TestPoolMachineAtLength(PoolMachine.TestCase):
     settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 
