@@ -61,23 +61,9 @@ def _launch(
         scales and scales[1].data_ptr(),
         start.data_ptr(),
         None if first is None else first.data_ptr(),
-        _Strides(
-            *q.stride()[:3],
-            *keys.stride()[:3],
-            *values.stride()[:3],
-            *(
-                (0, 0, 0, 0)
-                if scales is None
-                else (*scales[0].stride()[:2], *scales[1].stride()[:2])
-            ),
-        ),
+        _strides((q, keys, values), scales),
         score_factor(d) if d else 0.0,
-        batch,
-        heads,
-        keys.shape[1],
-        tokens,
-        d,
-        keys.shape[2],
+        *(batch, heads, keys.shape[1], tokens, d, keys.shape[2]),
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -88,6 +74,16 @@ def _launch(
     if status:
         raise failure("attention", status)
     return out
+
+
+def _strides(
+    floats: tuple[Tensor, ...], scales: tuple[Tensor, ...] | None
+) -> ctypes.Array[ctypes.c_int64]:
+    """Return three strides for queries, keys and values, two for each kind of scales."""
+    return _Strides(
+        *(step for x in floats for step in x.stride()[:3]),
+        *((0, 0, 0, 0) if scales is None else (s for x in scales for s in x.stride()[:2])),
+    )
 
 
 def _dense(x: Tensor) -> Tensor:

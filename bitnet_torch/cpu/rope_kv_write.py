@@ -50,9 +50,7 @@ def _launch(
         return _through_copies(q, k, v, cos, sin, keys, values, key_scale, value_scale, start)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     cos, sin = cos.contiguous(), sin.contiguous()
-    batch, heads, tokens, d = q.shape
     y = torch.empty(q.shape, dtype=q.dtype)
-    turn, tokens_apart = (cos.stride(0) if cos.shape[0] > 1 else 0), cos.stride(2)
     status = _kernel(
         q.data_ptr(),
         k.data_ptr(),
@@ -65,30 +63,32 @@ def _launch(
         None if key_scale is None else key_scale.data_ptr(),
         None if value_scale is None else value_scale.data_ptr(),
         start.data_ptr(),
-        _Strides(
-            *q.stride()[:3],
-            *k.stride()[:3],
-            *v.stride()[:3],
-            *(turn, 0, tokens_apart),
-            *keys.stride()[:3],
-            *values.stride()[:3],
-            *((0, 0, 0) if key_scale is None else key_scale.stride()),
-            *((0, 0, 0) if value_scale is None else value_scale.stride()),
-        ),
-        batch,
-        heads,
-        k.shape[1],
-        tokens,
-        d,
-        keys.shape[2],
+        _strides((q, k, v), cos, (keys, values), (key_scale, value_scale)),
+        *(q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3], keys.shape[2]),
         y.data_ptr(),
         torch.get_num_threads(),
     )
     if status == BAD_VALUE:
-        raise no_room(start, tokens, keys.shape[2])
+        raise no_room(start, q.shape[2], keys.shape[2])
     if status:
         raise failure("rope_kv_write", status)
     return y
+
+
+def _strides(
+    heads: tuple[Tensor, ...],
+    table: Tensor,
+    cache: tuple[Tensor, ...],
+    scales: tuple[Tensor | None, ...],
+) -> ctypes.Array[ctypes.c_int64]:
+    """Return three strides for each argument, in the order of the kernel's comment."""
+    sequences_apart = table.stride(0) if table.shape[0] > 1 else 0
+    return _Strides(
+        *(step for x in heads for step in x.stride()[:3]),
+        *(sequences_apart, 0, table.stride(2)),
+        *(step for x in cache for step in x.stride()[:3]),
+        *(step for x in scales for step in ((0, 0, 0) if x is None else x.stride())),
+    )
 
 
 def _through_copies(

@@ -15,6 +15,11 @@ from bitnet_torch.nn import BitLinear
 
 logger = logging.getLogger(__name__)
 
+_TRAINING_FORM = (
+    "%s holds float masters: the training form serves, which quantises its weights at every call; "
+    "bitnet_torch.pack(lm.model) gives the same bits several times faster"
+)
+
 
 def load(
     path: str | os.PathLike[str],
@@ -58,9 +63,5 @@ def load(
     model, tokenizer = read(path, device, dtype, allow_degenerate)
     if any(isinstance(module, BitLinear) for module in model.modules()):
         # Left in this form, because who loads masters may mean to train them.
-        logger.info(
-            "%s holds float masters: the training form serves, which quantises its weights at "
-            "every call; bitnet_torch.pack(lm.model) gives the same bits several times faster",
-            path,
-        )
+        logger.info(_TRAINING_FORM, path)
     return LanguageModel(model, tokenizer, lm_head)

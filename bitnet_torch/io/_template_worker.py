@@ -39,8 +39,7 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
         return {"error": "refused", "message": str(error)}
     except MemoryError:
         return {"error": "limit", "message": f"takes more than {request['memory']} bytes of memory"}
-    # A template can raise whatever Python can: everything it does is the template's fault.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001  # contained: what a template raises is its own fault
         line = getattr(error, "lineno", None)
         where = f" in line {line}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         return {"error": "wrong", "message": f"{type(error).__name__}{where}: {error}"[:2000]}

@@ -88,7 +88,7 @@ def call_contained(callback: Callable[..., Any], errors: deque[CallbackError], *
     """Call ``callback``; log and keep what it raises."""
     try:
         callback(*args)
-    except Exception as error:
+    except Exception as error:  # contained: a user's callback must not break an allocation
         name = getattr(callback, "__qualname__", repr(callback))
         errors.append(CallbackError(name, f"{type(error).__name__}: {error}"))
         logger.exception("memory callback %s failed", name)

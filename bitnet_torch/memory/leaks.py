@@ -100,14 +100,7 @@ def find_leaks(
             f"detect_leaks needs iters >= 2, warmup >= 0 and min_bytes >= 0, got {iterations}, "
             f"{warmup} and {min_bytes}"
         )
-    for _ in range(warmup):
-        work()
-    gc.collect()
-    marks = [numbers()]
-    for _ in range(iterations):
-        work()
-        gc.collect()
-        marks.append(numbers())
+    marks = _repeated(work, numbers, warmup, iterations)
     left: dict[str, list[list[Allocation]]] = {}
     for allocation in live():
         turn = _turn(allocation.number, marks)
@@ -121,6 +114,21 @@ def find_leaks(
     ]
     leaks.sort(key=lambda leak: (-leak.nbytes, leak.key))
     return LeakReport(tuple(leaks), iterations, exact)
+
+
+def _repeated(
+    work: Callable[[], Any], numbers: Callable[[], int], warmup: int, iterations: int
+) -> list[int]:
+    """Repeat ``work``; return the newest allocation before and after every measured turn."""
+    for _ in range(warmup):
+        work()
+    gc.collect()
+    marks = [numbers()]
+    for _ in range(iterations):
+        work()
+        gc.collect()
+        marks.append(numbers())
+    return marks
 
 
 def _turn(number: int, marks: Sequence[int]) -> int | None:

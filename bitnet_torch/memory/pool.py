@@ -122,6 +122,14 @@ class HybridMemoryPool:
         request = checked_request(shape, dtype, device, alignment, pinned)
         if self.returned or self._store.pending:
             self._take_in()
+        block = self._claimed(request, tag)
+        lease = Lease(self, block, typed_view(block, request), request.nbytes, tag)
+        if self._on_allocate:
+            self._on_allocate.call(LeaseEvent("allocate", request.device, request.nbytes, tag))
+        return lease
+
+    def _claimed(self, request: Request, tag: str) -> Block:
+        """Return a block for ``request``, a cached one or a new one, counted."""
         counters = self._store.counters_of(request.device)
         with self._lock:
             block = self._store.take(request.key)
@@ -136,13 +144,10 @@ class HybridMemoryPool:
             if table is not None and block is not None:
                 table.begin(block, request.nbytes, tag)
         if block is None:
-            block = self._fresh(request, tag, peaks)
-        elif block.poisoned:
+            return self._fresh(request, tag, peaks)
+        if block.poisoned:
             self._check_poison(block, request)
-        lease = Lease(self, block, typed_view(block, request), request.nbytes, tag)
-        if self._on_allocate:
-            self._on_allocate.call(LeaseEvent("allocate", request.device, request.nbytes, tag))
-        return lease
+        return block
 
     def deallocate(self, lease: Lease) -> None:
         """Give a lease back.

@@ -19,6 +19,7 @@ from __future__ import annotations
 import gc
 import logging
 import traceback
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -126,8 +127,7 @@ def with_recovery(
 
     Raises:
         ConfigurationError: The policy wants a step that there is not.
-        Exception: What ``work`` raised last, when the policy gives up, or what is no lack of
-            memory.
+        Exception: What ``work`` raised last, if the policy gives up or memory was not lacking.
     """
     steps: list[RecoveryStep] = []
     do: Callable[[], T] = lambda: work(pieces)  # noqa: E731
@@ -135,25 +135,32 @@ def with_recovery(
         try:
             return do()
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
             trouble = Trouble(name, tuple(steps), pieces, least, offload is not None)
-            action = pool.recovery_policy(trouble)
+            action = pool.recovery_policy(trouble) if is_out_of_memory(error) else None
             if action is None:
                 raise
-            # The frames below this one hold the tensors that the work had made so far.
-            traceback.clear_frames(error.__traceback__)
-            message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            message = _said(error)
         if action == SMALLER:
             pieces = max(least, pieces // 2)
         elif action == OFFLOAD and offload is not None:
             do = offload
         step = RecoveryStep(action, name, message, _act(action, pieces, device, pool))
-        steps.append(step)
-        pool.recoveries.append(step)
-        if kept is not None:
-            kept.append(step)
-        logger.warning("%s", step)
+        _record(step, steps, pool.recoveries, kept)
+
+
+def _record(step: RecoveryStep, *records: list[RecoveryStep] | deque[RecoveryStep] | None) -> None:
+    """Log a step and add it to every record there is."""
+    for record in records:
+        if record is not None:
+            record.append(step)
+    logger.warning("%s", step)
+
+
+def _said(error: Exception) -> str:
+    """Return the first line of what was raised, and let go of what its frames hold."""
+    # Those below the caller hold the tensors that the work had made so far.
+    traceback.clear_frames(error.__traceback__)
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _act(action: str, pieces: int, device: torch.device | str, pool: HybridMemoryPool) -> str:

@@ -41,8 +41,7 @@ def track(
         memory_viz: Write a pickle for PyTorch's memory viewer here.
 
     Raises:
-        ConfigurationError: A folder of these is not there, a setting is wrong, or a tracker of
-            this process is running already. Nothing has been tracked.
+        ConfigurationError: A folder is missing, a setting wrong, or a tracker runs already.
         BackendUnavailableError: The backend asked for by name cannot be had here.
     """
     for path in (html, chrome_trace, memory_viz):
@@ -57,12 +56,15 @@ def track(
         yield tracker
     finally:
         try:
-            if html is not None:
-                tracker.write_html(html)
-            if chrome_trace is not None:
-                tracker.export_chrome_trace(chrome_trace)
-            if memory_viz is not None:
-                tracker.dump_snapshot(memory_viz)
+            _write(tracker, html, chrome_trace, memory_viz)
         finally:
             tracker.detach()
             tracker.stop()
+
+
+def _write(tracker: MemoryTracker, *paths: str | os.PathLike[str] | None) -> None:
+    """Write page, trace and pickle, each where there is a path for it."""
+    writers = (tracker.write_html, tracker.export_chrome_trace, tracker.dump_snapshot)
+    for path, write in zip(paths, writers, strict=True):
+        if path is not None:
+            write(path)

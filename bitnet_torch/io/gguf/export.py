@@ -82,15 +82,7 @@ def export_gguf(
             the file cannot be written.
         QuantizationError: A weight is not finite.
     """
-    if not isinstance(model, CausalLM):
-        raise ConfigurationError(f"model must be a CausalLM, got {model.__class__.__name__}")
-    export = _Export(
-        model,
-        architecture_for(model.config),
-        _named("type", type, TYPES),
-        _named("embedding", embedding, HEAD_TYPES),
-        _named("head", head or embedding, HEAD_TYPES),
-    )
+    export = _begun(model, type, embedding, head or embedding)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, _Ternary)}
     _check_layers(export, layers)
     _note_readers(export)
@@ -107,6 +99,18 @@ def export_gguf(
         return {**fixed, METADATA_KEY: render_scales(export.scales)}
 
     _write(path, metadata, plan, _tensors(export, layers))
+
+
+def _begun(model: CausalLM, type: str, embedding: str, head: str) -> _Export:
+    if not isinstance(model, CausalLM):
+        raise ConfigurationError(f"model must be a CausalLM, got {model.__class__.__name__}")
+    return _Export(
+        model,
+        architecture_for(model.config),
+        _named("type", type, TYPES),
+        _named("embedding", embedding, HEAD_TYPES),
+        _named("head", head, HEAD_TYPES),
+    )
 
 
 def _write(
