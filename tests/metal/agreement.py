@@ -4,30 +4,10 @@ import torch
 
 from bitnet_torch import ops
 from bitnet_torch.ops._registry import written_arguments
-from bitnet_torch.ops.layouts import EXCHANGE, layout_named
 from tests.bits import same_bits
 from tests.metal.device import on_device, outputs_on_cpu
 from tests.metal.names import BOUNDED
-from tests.ops.test_contracts import agree, make_arguments, outputs
-
-
-def arguments_of(name, *case):
-    """Return arguments of an op, codes in the layout of modules on ``mps``."""
-    return in_exchange_layout(name, make_arguments(name, *case))
-
-
-def in_exchange_layout(name, arguments):
-    """Return arguments whose codes are in the layout of modules on ``mps``."""
-    if name == "bit_linear_prepacked":
-        x, buffer, layout, scale, n, bias = arguments
-        packed = layout_named(layout).unpack(buffer, n, x.shape[-1])
-        arguments = (x, packed, EXCHANGE.name, scale, n, bias)
-    if name == "multi_ternary_linear":
-        x_q, x_scale, buffers, layout, scales, sizes, *rest = arguments
-        unpack = layout_named(layout).unpack
-        buffers = [unpack(b, n, x_q.shape[-1]) for b, n in zip(buffers, sizes, strict=True)]
-        arguments = (x_q, x_scale, buffers, EXCHANGE.name, scales, sizes, *rest)
-    return arguments
+from tests.ops.test_contracts import agree, outputs
 
 
 def results(name, backend, arguments):

@@ -6,17 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitnet_torch import ops
-from bitnet_torch.errors import DeviceError, QuantizationError
-from bitnet_torch.ops.layouts import preferred_layout
+from bitnet_torch.errors import DeviceError
 from tests.bits import same_bits
 from tests.cases import DTYPES, SHAPES, STYLES, codes, leading, seeds, styles
-from tests.metal.agreement import agrees, arguments_of, in_exchange_layout, long_contexts, results
+from tests.metal.agreement import agrees, long_contexts, results
 from tests.metal.device import DEVICE, RUNS_KERNELS, on_device, outputs_on_cpu, run
 from tests.metal.names import BIT_EXACT, KERNELS
 from tests.ops.adversarial import CASES, EXACT_OPS, adversarial_arguments
+from tests.ops.kernel_contract import KernelContract, arguments_of, in_exchange_layout, largest_sums
 from tests.ops.test_contracts import each_tensor, make_arguments, spread
 
 pytestmark = RUNS_KERNELS
+
+
+class TestContract(KernelContract):
+    run = staticmethod(run)
+    agrees = staticmethod(agrees)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -72,53 +77,9 @@ def test_the_product_reads_vectors_only_where_they_are_aligned(m, offset):
     "m", [1, pytest.param(5, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
 )
 def test_the_largest_sums_are_exact(m):
-    # One sign throughout: acc is -2^24, the largest that float32 must hold.
-    k = 131072
-    x_q = torch.full((m, k), -128, dtype=torch.int8)
-    t = torch.ones(5, k, dtype=torch.int8)
-    t[1], t[2, ::2] = -1, -1
-    t[3, k // 2 :] = 0
-    x_scale, w_scale = torch.ones(m), torch.ones(())
-    (y,) = run("ternary_linear", x_q, x_scale, ops.pack_codes(t), w_scale, 5, torch.float32)
-    assert y.tolist() == [[-(2.0**24), 2.0**24, 0.0, -(2.0**23), -(2.0**24)]] * m
-
-
-@pytest.mark.usefixtures("subnormals")
-@pytest.mark.parametrize("scale", [1e15, 1e-30, 2.0**-149, 3.4e38, float("nan")])
-@pytest.mark.parametrize("m", [1, 9])
-def test_extreme_scales_keep_the_references_bits(m, scale):
-    x_q = torch.randint(-128, 128, (m, 33), dtype=torch.int8)
-    x_q[0] = 0
-    packed = ops.pack_codes(codes(9, 33, 1))
-    bias = torch.randn(9)
-    for dtype in DTYPES:
-        arguments = (x_q, torch.full((m,), scale), packed, torch.tensor(0.75), 9, dtype)
-        assert agrees("ternary_linear", *arguments)
-        assert agrees("ternary_linear", *arguments, bias)
-
-
-def test_a_row_that_cannot_be_quantised_is_nan_and_its_neighbours_are_not():
-    x = torch.randn(4, 3000)
-    x[0, 2999], x[1, 5], x[2, 0] = float("nan"), -float("inf"), 2.0**126
-    x_q, x_scale = run("quantize_activation", x)
-    assert x_scale.isnan().tolist() == [True, True, False, False]
-    assert not x_q[:2].any()
-    assert agrees("quantize_activation", x)
-
-
-@pytest.mark.usefixtures("subnormals")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_norms_of_hard_rows_have_the_references_bits(dtype):
-    # A row too large for its norm, one just small enough, NaN, infinite, subnormal, zeros.
-    values = [2.0**63, 2.0**62, float("nan"), -float("inf"), 2.0**-140, 0.0]
-    x = torch.randn(len(values), 1030)
-    x[:, 1029] = torch.tensor(values)
-    x[4:, :1029] = 0
-    gain = torch.randn(1030)
-    for eps in (1e-12, 1e-5):
-        assert agrees("rms_norm", x.to(dtype), gain, eps)
-        assert agrees("rms_norm_quantize", x.to(dtype), gain, eps)
-    assert agrees("quantize_activation", x.to(dtype))
+    arguments, want = largest_sums(m)
+    (y,) = run("ternary_linear", *arguments)
+    assert y.tolist() == want
 
 
 def test_half_precision_subnormals_are_kept_where_subnormals_are_flushed():
@@ -129,26 +90,6 @@ def test_half_precision_subnormals_are_kept_where_subnormals_are_flushed():
     assert agrees("rope", x, torch.tensor([[0.5, 1.0]]), torch.tensor([[0.25, 0.0]]))
     assert agrees("glu", x, x.fill_(2.0**-8), "relu2")
     assert agrees("quantize_weight", x)
-
-
-@pytest.mark.usefixtures("subnormals")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", ["relu2", "silu"])
-def test_gates_of_every_pair_of_hard_values_have_the_references_bits(activation, dtype):
-    hard = [0.0, 1.0, 88.0, 104.5, 3e38, 2.0**-149, 1e-30, float("inf"), float("nan")]
-    hard = torch.tensor([*hard, *(-v for v in hard)])
-    g, u = torch.meshgrid(hard, hard, indexing="ij")
-    assert agrees("glu", g.to(dtype), u.to(dtype), activation)
-    assert agrees("glu_norm_quantize", g.to(dtype), u.to(dtype), None, 1e-5, activation)
-
-
-@pytest.mark.parametrize(
-    "table", [(), (5,), (3, 1, 5), (1, 5), (2, 3, 1, 1), (3, 1, 1), (2, 1, 1, 5), (2, 3, 4, 5)]
-)
-def test_rope_reads_tables_of_every_broadcast_shape(table):
-    x = torch.randn(2, 3, 4, 5, 6)
-    angles = torch.randn(*table, 3)
-    assert agrees("rope", x, angles.cos(), angles.sin())
 
 
 @pytest.mark.parametrize("start", [-2, 3, 9])
@@ -187,60 +128,9 @@ def test_kernels_have_the_references_bits_at_the_ends_of_what_they_accept(name, 
         assert agrees(name, *in_exchange_layout(name, arguments))
 
 
-@pytest.mark.usefixtures("subnormals")
-@pytest.mark.parametrize("value", [1.0, 1e-5, 9e-6, 1e-38, 2.0**-149, 3e38, 0.3])
-def test_constant_weights_have_the_references_scale(value):
-    # Several groups' worth of one value: sums past 2^31, peaks at the ends of the range.
-    w = torch.full((3, 4099), value)
-    for granularity in ("matrix", "row"):
-        assert agrees("quantize_weight", w, granularity)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("granularity", ["matrix", "row"])
-def test_a_weight_that_is_not_finite_is_named(value, granularity):
-    w = torch.randn(5, 9)
-    w[3, 7] = value
-    with pytest.raises(QuantizationError, match=r"weight \[3, 7\] is (nan|inf|-inf)"):
-        run("quantize_weight", w, granularity)
-
-
-def test_a_code_that_is_not_ternary_is_named():
-    t = codes(9, 5, 1)
-    t[8, 4] = 2
-    with pytest.raises(QuantizationError, match=r"t\[8, 4\] is 2; codes must be"):
-        run("pack_codes", t)
-
-
-@pytest.mark.parametrize("name", ["unpack_codes", "ternary_linear", "bit_linear"])
-def test_a_corrupt_byte_is_named_by_every_op_that_takes_the_exchange_layout(name):
-    packed = ops.pack_codes(codes(9, 5, 1))
-    packed[2, 3] |= 0b11_00_00_00
-    x_q, x_scale = ops.quantize_activation(torch.randn(2, 5))
-    arguments = {
-        "unpack_codes": (packed, 9),
-        "ternary_linear": (x_q, x_scale, packed, torch.tensor(1.0), 9, torch.float32),
-        "bit_linear": (torch.randn(2, 5), packed, torch.tensor(1.0), 9),
-    }[name]
-    with pytest.raises(QuantizationError, match=r"packed\[2, 3\] is 0b11\d+, which holds code 3"):
-        run(name, *arguments)
-
-
-@pytest.mark.parametrize("name", ["bit_linear_prepacked", "multi_ternary_linear"])
-def test_codes_in_another_backends_layout_are_read_too(name):
-    arguments = make_arguments(name, torch.float32, (3,), 40, 9, "normal", 1)
-    assert preferred_layout("cpu").name in arguments
-    assert agrees(name, *arguments)
-
-
 def test_a_tensor_of_a_third_device_is_refused():
     with pytest.raises(DeviceError, match=r"runs on mps.* tensors, got one on meta"):
         ops.quantize_activation.impls["metal"](torch.empty(2, 2, device="meta"))
-
-
-def test_default_dispatch_on_the_cpu_stays_with_the_cpu_backend():
-    assert all(op.owner["cpu"] == "cpu" for op in ops.all_ops().values())
-    assert ops.serving_backend("cpu") == "cpu"
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -5,9 +5,10 @@ import pytest
 from bitnet_torch.errors import BitNetError
 from bitnet_torch_mps import _launch
 from tests.cases import DTYPES
-from tests.metal.agreement import agrees, arguments_of, long_contexts
+from tests.metal.agreement import agrees, long_contexts
 from tests.metal.mutations import SEEDED, draw
 from tests.metal_host.errors import MetalLaunchError, MetalSourceError
+from tests.ops.kernel_contract import arguments_of
 
 pytestmark = [pytest.mark.metal_host, pytest.mark.usefixtures("fresh_libraries")]
 
