@@ -21,6 +21,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("native") / "allocator_tracker.cpp"
+HEADER = SOURCE.with_name("books.hpp")
 _FLAGS = ("-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 _SECONDS = 300
 _SHOWN = 300
@@ -45,7 +46,14 @@ def library(extra_flags: tuple[str, ...] = ()) -> Path:
         raise NativeUnavailable("this Python has no GIL, which guards its stacks")
     compiler = _compiler()
     flags = (*_FLAGS, *extra_flags)
-    facts = (SOURCE.read_text(), torch.__version__, sys.version, compiler, *flags)
+    facts = (
+        HEADER.read_text(),
+        SOURCE.read_text(),
+        torch.__version__,
+        sys.version,
+        compiler,
+        *flags,
+    )
     key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
     wanted = _cache_folder() / f"allocator_tracker-{key}.so"
     if not wanted.exists():
