@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitnet_torch.errors import QuantizationError
+from bitnet_torch.errors import CheckpointError, QuantizationError
 from bitnet_torch.io.degenerate import fault_of
+from bitnet_torch.io.gguf.load import is_gguf
 from bitnet_torch.io.hf_config import CheckpointConfig
 from bitnet_torch.io.hf_quantization import Quantization
 from bitnet_torch.io.json_file import read_object
@@ -121,6 +122,11 @@ def inspect_checkpoint(folder: str | os.PathLike[str]) -> Inspection:
         CheckpointError: The folder is missing, damaged, or of a kind that is not supported.
     """
     path = Path(folder)
+    if is_gguf(path):
+        raise CheckpointError(
+            f"{path} is a GGUF file; only folders are inspected (`bitnet convert` makes one of it)",
+            file=str(path),
+        )
     config = read_config(path)
     values = read_object(path / CONFIG_FILE)
     with open_checkpoint(path) as tensors:
