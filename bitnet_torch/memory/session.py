@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from torch import nn
@@ -64,7 +64,11 @@ def track(
 
 def _write(tracker: MemoryTracker, *paths: str | os.PathLike[str] | None) -> None:
     """Write page, trace and pickle, each where there is a path for it."""
-    writers = (tracker.write_html, tracker.export_chrome_trace, tracker.dump_snapshot)
+    writers: tuple[Callable[[str | os.PathLike[str]], object], ...] = (
+        tracker.write_html,
+        tracker.export_chrome_trace,
+        tracker.dump_snapshot,
+    )
     for path, write in zip(paths, writers, strict=True):
         if path is not None:
             write(path)

@@ -142,5 +142,5 @@ def test_a_folder_that_is_incomplete_is_an_error_here_too(tmp_path):
 
 def test_a_gguf_file_is_refused_with_the_way_to_a_folder(tmp_path):
     (tmp_path / "m.bin").write_bytes(b"GGUF" + bytes(20))
-    with pytest.raises(CheckpointError, match=r"m\.bin is a GGUF file; .* `bitnet convert`"):
+    with pytest.raises(CheckpointError, match=r"m\.bin is a GGUF file; .*`bitnet convert`"):
         inspect_checkpoint(tmp_path / "m.bin")
