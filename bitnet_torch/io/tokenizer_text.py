@@ -52,13 +52,15 @@ class TextTokenizer:
         chat_template: Turns a conversation into text.
         files: Content by name of further files that a checkpoint folder with this tokenizer
             holds; ``tokenizer.json`` is not among them.
+        vocab_size: The largest id plus one, where that is known; otherwise the vocabulary is
+            asked, which makes an object of each of its tokens for a moment.
 
     Attributes:
         vocabulary: As given.
         eos_ids: As given.
         special_tokens: As given.
         chat_template: As given.
-        vocab_size: The largest id plus one; a vocabulary may have gaps.
+        vocab_size: As given, or found; a vocabulary may have gaps.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class TextTokenizer:
         special_tokens: Mapping[str, str] | None = None,
         chat_template: ChatTemplate | None = None,
         files: Mapping[str, str] | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         vocabulary.no_truncation()
         vocabulary.no_padding()
@@ -76,8 +79,10 @@ class TextTokenizer:
         self.special_tokens = dict(special_tokens or {})
         self.chat_template = chat_template
         self._files = dict(files or {})
-        ids = vocabulary.get_vocab(with_added_tokens=True).values()
-        self.vocab_size = max(ids, default=-1) + 1
+        if vocab_size is None:
+            ids = vocabulary.get_vocab(with_added_tokens=True).values()
+            vocab_size = max(ids, default=-1) + 1
+        self.vocab_size = vocab_size
         added = vocabulary.get_added_tokens_decoder()
         self._skipped = frozenset(id for id, token in added.items() if token.special)
 

@@ -7,6 +7,8 @@ file, which becomes Python objects several times its size, may not be larger tha
 from __future__ import annotations
 
 import struct
+from array import array
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -17,6 +19,31 @@ from bitnet_torch.errors import CheckpointError
 # The largest vocabularies there are (260 000 tokens, 510 000 merges) take 16 MiB.
 MAX_HEAD_BYTES = 64 << 20
 MAX_ARRAY = 1 << 21
+
+
+class TextArray:
+    """Strings as one run of bytes, made into objects one by one, and only while they are used.
+
+    The merges of a vocabulary as a list of strings would take several times their bytes.
+    """
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._ends = array("Q", [0])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        first = 0
+        for end in self._ends[1:]:
+            yield self._data[first:end].decode("utf-8")
+            first = end
+
+    def append(self, raw: bytes) -> None:
+        """Add a string, given as UTF-8."""
+        self._data += raw
+        self._ends.append(len(self._data))
 
 
 class BoundedReader:
@@ -72,11 +99,23 @@ class BoundedReader:
         Raises:
             CheckpointError: It is longer than the file, or not UTF-8.
         """
-        raw = self.take(self.integer("Q", what), what)
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{what} is not UTF-8: {error}") from error
+        return _decoded(self._text_bytes(what), what)
+
+    def texts(self, count: int, what: str) -> TextArray:
+        """Return ``count`` strings.
+
+        Raises:
+            CheckpointError: One is longer than the file, or not UTF-8.
+        """
+        found = TextArray()
+        for index in range(count):
+            raw = self._text_bytes(f"{what} [{index}]")
+            _decoded(raw, f"{what} [{index}]")
+            found.append(raw)
+        return found
+
+    def _text_bytes(self, what: str) -> bytes:
+        return self.take(self.integer("Q", what), what)
 
     def count(self, least: int, what: str) -> int:
         """Return a number of items in eight bytes, each of which takes ``least`` bytes."""
@@ -89,3 +128,10 @@ class BoundedReader:
     def array(self, dtype: np.dtype[np.generic], count: int, what: str) -> NDArray[np.generic]:
         """Return ``count`` numbers."""
         return np.frombuffer(self.take(count * dtype.itemsize, what), dtype)
+
+
+def _decoded(raw: bytes, what: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{what} is not UTF-8: {error}") from error

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet_torch.errors import CheckpointError
-from bitnet_torch.io.gguf.bounded import BoundedReader
+from bitnet_torch.io.gguf.bounded import BoundedReader, TextArray
 
-Value = bool | int | float | str | list[str] | NDArray[np.generic]
+Value = bool | int | float | str | TextArray | NDArray[np.generic]
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -71,10 +71,10 @@ class Metadata:
             raise _wrong(key, "a string", value)
         return value
 
-    def texts(self, key: str) -> list[str]:
+    def texts(self, key: str) -> TextArray:
         """Return an array of strings."""
         value = self._get(key, None)
-        if not isinstance(value, list):
+        if not isinstance(value, TextArray):
             raise _wrong(key, "an array of strings", value)
         return value
 
@@ -115,8 +115,7 @@ def _read_value(reader: BoundedReader, key: str) -> Value:
         return _read_one(reader, kind, what)
     items = reader.integer("I", what)
     if items == _STRING:
-        count = reader.count(8, what)
-        return [reader.text(f"{what} [{i}]") for i in range(count)]
+        return reader.texts(reader.count(8, what), what)
     if items != _BOOL and items not in _NUMBERS:
         # An array of arrays among them, which no key of a language model is.
         raise CheckpointError(f"{what} is an array of type {items}, which is not supported")
@@ -138,5 +137,5 @@ def _read_one(reader: BoundedReader, kind: int, what: str) -> Value:
 
 
 def _wrong(key: str, wanted: str, value: Value) -> CheckpointError:
-    shown = f"{len(value)} items" if isinstance(value, list | np.ndarray) else repr(value)[:80]
+    shown = f"{len(value)} items" if isinstance(value, TextArray | np.ndarray) else repr(value)[:80]
     return CheckpointError(f"metadata {key!r} must be {wanted}, got {shown}", key=key)

@@ -20,7 +20,9 @@ _NORMAL = 1
 _LONGEST = 256
 
 
-def build_sentencepiece(metadata: Metadata, tokens: list[str], types: list[int]) -> Any:
+def build_sentencepiece(
+    metadata: Metadata, vocab: dict[str, int], tokens: list[str], types: list[int]
+) -> Any:
     """Return the vocabulary, for the ``tokenizers`` library.
 
     Raises:
@@ -28,7 +30,6 @@ def build_sentencepiece(metadata: Metadata, tokens: list[str], types: list[int])
         MissingDependencyError: The library is not installed.
     """
     library = require("tokenizers", extra="gguf")
-    vocab = {token: index for index, token in enumerate(tokens)}
     unknown = [token for token, kind in zip(tokens, types, strict=True) if kind == 2]
     model = library.models.BPE(
         vocab,

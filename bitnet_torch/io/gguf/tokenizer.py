@@ -51,15 +51,15 @@ def read_tokenizer(metadata: Metadata, path: Path, vocab_size: int) -> Tokenizer
     if kind not in ("gpt2", "llama"):
         return IdsOnly(vocab_size, (), f"{path} has a tokenizer of kind {kind!r}")
     name = metadata.text(f"{PREFIX}pre", "default")
-    tokens = metadata.texts(f"{PREFIX}tokens")
+    tokens = list(metadata.texts(f"{PREFIX}tokens"))
     types = _types(metadata, tokens)
-    _check_tokens(tokens, vocab_size)
+    vocab = _index(tokens, vocab_size)
     ends = _ends(metadata, tokens, types)
     if kind == "gpt2" and name not in FAMILY:
         return IdsOnly(vocab_size, ends, f"{path} has the unknown pre-tokenizer {name!r}")
     try:
         build = _build_bpe if kind == "gpt2" else build_sentencepiece
-        vocabulary = build(metadata, tokens, types)
+        vocabulary = build(metadata, vocab, tokens, types)
     except MissingDependencyError as error:
         return IdsOnly(vocab_size, ends, f"{path}: {error}")
     _add_tokens(vocabulary, tokens, types)
@@ -68,7 +68,8 @@ def read_tokenizer(metadata: Metadata, path: Path, vocab_size: int) -> Tokenizer
     special = {
         role: tokens[i] for key, role in ROLES.items() if (i := _id(metadata, key, tokens)) >= 0
     }
-    return TextTokenizer(vocabulary, ends, special, _template(metadata, path, special))
+    template = _template(metadata, path, special)
+    return TextTokenizer(vocabulary, ends, special, template, vocab_size=len(tokens))
 
 
 def _bytes(metadata: Metadata, path: Path, vocab_size: int) -> Tokenizer:
@@ -90,7 +91,8 @@ def _types(metadata: Metadata, tokens: list[str]) -> list[int]:
     return types
 
 
-def _check_tokens(tokens: list[str], vocab_size: int) -> None:
+def _index(tokens: list[str], vocab_size: int) -> dict[str, int]:
+    """Return the ids by text, all different."""
     if not 0 < len(tokens) <= vocab_size:
         raise CheckpointError(
             f"metadata '{PREFIX}tokens' has {len(tokens)} tokens; the model has {vocab_size} ids"
@@ -101,6 +103,7 @@ def _check_tokens(tokens: list[str], vocab_size: int) -> None:
             raise CheckpointError(
                 f"metadata '{PREFIX}tokens': {first[token]} and {index} are both {token!r:.80}"
             )
+    return first
 
 
 def _id(metadata: Metadata, role: str, tokens: list[str]) -> int:
@@ -127,11 +130,12 @@ def _ends(metadata: Metadata, tokens: list[str], types: list[int]) -> tuple[int,
     return tuple(dict.fromkeys(i for i in (*named, *known) if i >= 0))
 
 
-def _build_bpe(metadata: Metadata, tokens: list[str], types: list[int]) -> Any:
+def _build_bpe(
+    metadata: Metadata, vocab: dict[str, int], tokens: list[str], types: list[int]
+) -> Any:
     library = require("tokenizers", extra="gguf")
     name = metadata.text(f"{PREFIX}pre", "default")
-    vocab = {token: index for index, token in enumerate(tokens)}
-    merges = _merges(metadata, vocab)
+    merges = _merges(metadata, vocab, tokens)
     model = library.models.BPE(vocab, merges, ignore_merges=FAMILY[name] in IGNORE_MERGES)
     vocabulary = library.Tokenizer(model)
     if name == "qwen2":
@@ -141,7 +145,7 @@ def _build_bpe(metadata: Metadata, tokens: list[str], types: list[int]) -> Any:
     return vocabulary
 
 
-def _merges(metadata: Metadata, vocab: dict[str, int]) -> list[tuple[str, str]]:
+def _merges(metadata: Metadata, vocab: dict[str, int], tokens: list[str]) -> list[tuple[str, str]]:
     merges = []
     for index, text in enumerate(metadata.texts(f"{PREFIX}merges")):
         left, _, right = text.partition(" ")
@@ -150,7 +154,9 @@ def _merges(metadata: Metadata, vocab: dict[str, int]) -> list[tuple[str, str]]:
                 f"metadata '{PREFIX}merges' [{index}] is {text!r:.80}, of which a part or the "
                 "whole is no token"
             )
-        merges.append((left, right))
+        # The tokens themselves, not two more strings for each merge: those take MiBs.
+        merges.append((tokens[vocab[left]], tokens[vocab[right]]))
+    metadata.forget(f"{PREFIX}merges")
     return merges
 
 
