@@ -57,6 +57,7 @@ _SUBPACKAGES = (
     "models",
     "nn",
     "ops",
+    "quant",
     "train",
 )
 
