@@ -94,5 +94,8 @@ def _serve(conversation: Conversation, line: str) -> None:
             write(conversation.command(line) + "\n")
         else:
             conversation.answer(line[1:] if line.startswith("//") else line)
+    except KeyboardInterrupt:
+        # A file is written whole or not at all, so nothing is lost by going on.
+        write("\n(stopped)\n")
     except (GenerationError, OSError) as error:
         sys.stderr.write(f"bitnet: error: {error}\n")

@@ -34,7 +34,11 @@ class Conversation:
     """
 
     def __init__(self, lm: LanguageModel, args: argparse.Namespace) -> None:
+        from bitnet_torch.generate import PrefixCache
+
         self._lm, self._args = lm, args
+        # Each turn reads only what is new in it.
+        self._prefix = PrefixCache()
         self.messages: list[dict[str, str]] = []
         self._reset()
 
@@ -68,7 +72,10 @@ class Conversation:
         pieces: list[str] = []
         try:
             with prefill_bar() as progress:
-                settings = settings_of(self._args, progress)
+                settings = {
+                    **settings_of(self._args, progress),
+                    "prefix_cache": self._prefix,
+                }
                 for piece in self._lm.chat(messages, self._args.max_new_tokens, **settings):
                     pieces.append(piece)
                     write(piece)
@@ -78,6 +85,7 @@ class Conversation:
         self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
     def _reset(self) -> None:
+        self._prefix.clear()
         system = self._args.system
         self.messages = [] if system is None else [{"role": "system", "content": system}]
 

@@ -85,6 +85,8 @@ class Decoding:
         self._ended = [False] * len(self._ids)
         self.passes = 0
         rows = prompt.rows()
+        # The tokens of the first sequence, and how many at the end of the cache are mere guesses.
+        self._fed, self._guessed = list(rows[0]), 0
         most = options.speculative
         self.speculation = Speculation(rows, most) if most is not None else None
         sampler.read(rows)
@@ -100,33 +102,46 @@ class Decoding:
         # The last token that is chosen is never fed back.
         length = tokens + self._max_new_tokens - 1
         held_in = "int8" if self._options.cache == "int8" else None
-        cache = self._model.new_cache(batch, length, held_in)
+        kept = self._options.prefix_cache
+        if kept is None:
+            yield from self._choices(self._model.new_cache(batch, length, held_in))
+            return
+        cache = kept.take(self._model, self._prompt, length, held_in)
+        try:
+            yield from self._choices(cache)
+        finally:
+            # Also where the caller stops early: in the midst of guesses, some are not confirmed.
+            kept.keep(cache, self._fed[: cache.filled - self._guessed])
+
+    def _choices(self, cache: KVCache) -> Iterator[Step]:
         logits = self._prefill(cache)[:, None]
-        guesses: list[list[int]] = [[] for _ in range(batch)]
+        guesses: list[list[int]] = [[] for _ in self._ids]
         left = self._max_new_tokens
         while True:
-            held, over = 0, False
+            over = False
             for position in range(logits.shape[1]):
                 yield self._choose(logits[:, position])
                 left -= 1
                 over = all(self._ended) or not left
                 if over or position == len(guesses[0]) or not self._agrees(guesses, position):
                     break
-                held += 1
+                self._guessed -= 1
             if self.speculation is not None:
-                self.speculation.learn(len(guesses[0]), held)
+                self.speculation.learn(len(guesses[0]), len(guesses[0]) - self._guessed)
             if over:
                 return
-            cache.truncate(cache.filled - (len(guesses[0]) - held))
+            cache.truncate(cache.filled - self._guessed)
+            self._guessed = 0
             guesses = self._guess(left - 1)
             logits = self._next(guesses, cache)
+            self._guessed = len(guesses[0])
 
     def _prefill(self, cache: KVCache) -> Tensor:
         """Fill the cache with the prompt; return the logits (B, vocab) after its last token."""
         ids, mask = self._prompt.input_ids, self._prompt.mask
         tokens = ids.shape[1]
         logits = torch.empty(0, device=ids.device)
-        for start in range(0, tokens, PREFILL_CHUNK):
+        for start in range(cache.filled, tokens, PREFILL_CHUNK):
             piece = slice(start, start + PREFILL_CHUNK)
             logits = self._model.next_logits(
                 ids[:, piece], None if mask is None else mask[:, piece], cache
@@ -139,6 +154,7 @@ class Decoding:
         chosen = self._sampler.choose(logits)
         pairs = zip(chosen.tolist(), self._ids, self._ended, strict=True)
         self._ids = [old if ended else new for new, old, ended in pairs]
+        self._fed.append(self._ids[0])
         if self.speculation is not None:
             for row in self._going():
                 self.speculation.append(row, self._ids[row])

@@ -307,6 +307,8 @@ class LanguageModel:
     ) -> Generation:
         prompt = read_prompt(given, mask, self.tokenizer, self.model)
         most = new_tokens(prompt, max_new_tokens, self.model.config.max_position_embeddings)
+        if options.prefix_cache is not None:
+            options.prefix_cache.check(self.model, prompt)
         sampler = Sampler(sampling, prompt.input_ids.shape[0])
         # Log-probabilities are of all tokens, so all logits are read for them.
         choices = number_of_choices(sampling) if options.logprobs is None else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from bitnet_torch.errors import GenerationError
+from bitnet_torch.generate.prefix_cache import PrefixCache
 
 Progress = Callable[[int, int], None]
 CACHES = ("model", "int8")
@@ -26,6 +27,8 @@ class More(TypedDict, total=False):
         cache: ``"model"`` keeps keys and values in the model's dtype, ``"int8"`` in half of it.
         speculative: Guess up to so many tokens from the text itself and check them in one pass:
             the same text, in fewer passes where it repeats itself.
+        prefix_cache: Where the keys and values are kept for the next generation: what both begin
+            with is then read once, as in the turns of a conversation.
         progress: Called with the tokens of the prompt that are done and all there are, after
             every piece of a long prompt.
     """
@@ -36,6 +39,7 @@ class More(TypedDict, total=False):
     logprobs: int | None
     cache: str
     speculative: int | None
+    prefix_cache: PrefixCache | None
     progress: Progress | None
 
 
@@ -51,6 +55,7 @@ class Options:
     logprobs: int | None = None
     cache: str = "model"
     speculative: int | None = None
+    prefix_cache: PrefixCache | None = None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:

@@ -172,6 +172,28 @@ class KVCache:
         self.first.clamp_(max=length)
         self._set_filled(length)
 
+    def copy_from(self, other: KVCache, tokens: int) -> None:
+        """Take over the first ``tokens`` tokens of another cache of this model; must be empty.
+
+        Raises:
+            GenerationError: The caches differ in more than their lengths, this one is not empty
+                or too short, or the other holds fewer tokens.
+        """
+        mine, theirs = self._storage, other._storage
+        same = mine.dtype == theirs.dtype and mine[..., :0, :].shape == theirs[..., :0, :].shape
+        if not same or self._filled or tokens > min(self.length, other.filled):
+            raise GenerationError(
+                f"{tokens} tokens of a cache {tuple(theirs.shape)} {theirs.dtype} with "
+                f"{other.filled} tokens do not fit one {tuple(mine.shape)} {mine.dtype} with "
+                f"{self._filled}"
+            )
+        mine[..., :tokens, :].copy_(theirs[..., :tokens, :])
+        if self._scales is not None and other._scales is not None:
+            self._scales[..., :tokens].copy_(other._scales[..., :tokens])
+        self._runs = [Run(min(r.begin, tokens), min(r.end, tokens)) for r in other._runs]
+        self.first.copy_(other.first.clamp(max=tokens))
+        self._set_filled(tokens)
+
     def _set_filled(self, filled: int) -> None:
         self._filled = filled
         self.start.fill_(filled)

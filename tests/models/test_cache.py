@@ -135,3 +135,25 @@ def test_an_interrupted_forward_leaves_the_cache_as_it_was():
 
 def _interrupt(module, args):
     raise KeyboardInterrupt
+
+
+@torch.inference_mode()
+def test_a_cache_takes_over_tokens_of_another_and_goes_on_from_them():
+    model = tiny_model()
+    ids = torch.arange(9)[None]
+    for dtype in (None, "int8"):
+        old, new = model.new_cache(1, 7, dtype), model.new_cache(1, 9, dtype)
+        model(ids[:, :7], cache=old)
+        new.copy_from(old, 5)
+        assert (new.filled, int(new.start)) == (5, 5)
+        whole = model(ids, cache=model.new_cache(1, 9, dtype))
+        assert same_bits(model(ids[:, 5:], cache=new), whole[:, 5:])
+
+
+def test_tokens_that_are_not_there_or_do_not_fit_are_not_taken_over():
+    model = tiny_model()
+    old = model.new_cache(1, 4)
+    for new in (model.new_cache(2, 4), model.new_cache(1, 4, "int8"), model.new_cache(1, 4)):
+        with pytest.raises(GenerationError, match="1 tokens of a cache"):
+            new.copy_from(old, 1)
+        assert new.filled == 0
