@@ -61,12 +61,14 @@ int float_product(int64_t rows, int64_t depth, int64_t K, void* c, DType dtype, 
     const Kernels& kernel = kernels();
     const int64_t fit = kPanelsBytes / static_cast<int64_t>(sizeof(float)) / depth / kTileRows * kTileRows;
     const int64_t most = fit < kLeastRows ? kLeastRows : fit < kMostRows ? fit : kMostRows;
-    const int64_t padded = ((rows < most ? rows : most) + kTileRows - 1) / kTileRows * kTileRows;
+    // Cut evenly: every cut makes all strips of B anew, which a last one of few rows would not repay.
+    const int64_t cuts = (rows + most - 1) / most, even = (rows + cuts - 1) / cuts;
+    const int64_t padded = (even + kTileRows - 1) / kTileRows * kTileRows;
     thread_local Scratch scratch;
     char* memory = scratch.reserve(static_cast<size_t>(padded * depth) * sizeof(float));
     if (memory == nullptr) return kOutOfMemory;
-    for (int64_t first = 0; first < rows; first += most) {
-        const Panels a{reinterpret_cast<float*>(memory), first, rows - first < most ? rows - first : most, depth};
+    for (int64_t first = 0; first < rows; first += padded) {
+        const Panels a{reinterpret_cast<float*>(memory), first, rows - first < padded ? rows - first : padded, depth};
         const int64_t pieces = by_row ? a.padded_rows() : depth, strips = (K + kStripK - 1) / kStripK;
         const int fillers = useful_threads(threads, a.rows * depth * 16);
         parallel_for(pieces, even_grain(pieces, fillers, 1), fillers,

@@ -90,17 +90,28 @@ class BitLinear(nn.Linear):
         check_features(input, self.in_features)
         return self._multiply(input, *quantize_activation(autocast_input(input.detach())))
 
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """Return the weight as it is now as ``packed`` (ceil(N/4), K) and ``w_scale``.
+
+        The forward and the backward pass know the weight by this alone, so a subclass that
+        ternarises otherwise overrides it.
+
+        Raises:
+            QuantizationError: A weight is not finite.
+        """
+        return quantize_pack_weight(self.weight.detach(), self.granularity)
+
     def _multiply(self, input: Tensor, x_q: Tensor, x_scale: Tensor) -> Tensor:
         """Return the output for ``input``, given also as codes."""
         y: Tensor = _StraightThrough.apply(  # type: ignore[no-untyped-call]
-            autocast_input(input), x_q, x_scale, self.weight, self.bias, self.granularity
+            autocast_input(input), x_q, x_scale, self.weight, self.bias, *self.codes()
         )
         return y
 
     @torch.no_grad()
     def packed(self) -> PackedBitLinear:
         """Return the inference form: 2-bit codes, the scale, and a copy of the bias."""
-        packed, w_scale = quantize_pack_weight(self.weight, self.granularity)
+        packed, w_scale = self.codes()
         bias = None if self.bias is None else self.bias.detach().clone()
         layer = PackedBitLinear(packed, w_scale, self.out_features, bias)
         return layer.train(self.training)
@@ -128,7 +139,7 @@ def on_one_input(layers: Sequence[BitLinear], input: Tensor) -> list[Tensor]:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Quantise the weight, multiply integers, and pass gradients straight through."""
+    """Multiply integers, and pass gradients straight through to input and latent weight."""
 
     @staticmethod
     def forward(
@@ -138,9 +149,9 @@ class _StraightThrough(torch.autograd.Function):
         x_scale: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        granularity: str,
+        packed: Tensor,
+        w_scale: Tensor,
     ) -> Tensor:
-        packed, w_scale = quantize_pack_weight(weight, granularity)
         ctx.save_for_backward(x_q, x_scale, packed, w_scale)
         ctx.x_dtype, ctx.weight_dtype = x.dtype, weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -160,4 +171,4 @@ class _StraightThrough(torch.autograd.Function):
             # Not -1: an empty tensor has no size to infer it from.
             rows = grad.reshape(x_scale.numel(), grad.shape[-1])
             db = rows.to(torch.float32).sum(0).to(ctx.bias_dtype)
-        return dx, None, None, dw, db, None
+        return dx, None, None, dw, db, None, None

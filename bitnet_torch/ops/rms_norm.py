@@ -89,9 +89,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 @once_differentiable
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     x, weight = ctx.saved_tensors
-    # The r of the forward pass: a second formula would overflow where that one does not.
-    r = _inverse_rms(x, ctx.eps)
-    n = x.to(torch.float32) * r
+    n, r = _normalised(x.to(torch.float32), ctx.eps)
     g = grad.to(torch.float32)
     dx = dweight = None
     if ctx.needs_input_grad[0]:
@@ -100,6 +98,21 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     if ctx.needs_input_grad[1]:
         dweight = (g * n).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
     return dx, dweight, None
+
+
+def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the n of the forward pass for float32 ``x``, and r (..., 1) within 2^-22 of it.
+
+    From the op itself, which a backend makes fast and whose range a second formula would not have.
+    """
+    n = rms_norm(x, torch.ones(x.shape[-1], device=x.device), eps)
+    if not x.shape[-1]:
+        return n, x.new_zeros((*x.shape[:-1], 1))
+    # Rounding is monotonic: the largest n is that of the largest x, rounded once.
+    peak, largest = (t.abs().amax(-1, keepdim=True) for t in (x, n))
+    # Of smaller rows the mean square is below 2^-40 of the smallest eps.
+    tiny = peak < 2.0**_MIN_EXPONENT
+    return n, torch.where(tiny, 1 / math.sqrt(eps), largest / peak)
 
 
 @declare(

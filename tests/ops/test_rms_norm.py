@@ -193,9 +193,10 @@ def test_the_gradient_is_that_of_the_real_norm(dtype, shape, compiled):
     """Against float64 autograd, within the roundings of the formula in the module docstring.
 
     With p = root_error, u = 2^-24: n is off by p + u, H by u, H * n by p + 3u and its mean by
-    K u more; so dx = r (H - n c) by r |H| (p + 3u) + r |n| mean|H n| (3p + (K + 8) u), and dweight,
-    a sum over M rows, by (p + (M + 3) u) * sum |G n|. Terms of second order are covered by a
-    factor 1 + 2^-10; a result below float32 is rounded once more.
+    K u more, r by p + 2u (a quotient, of an n); so dx = r (H - n c) by r |H| (p + 5u) + r |n|
+    mean|H n| (3p + (K + 10) u), and dweight, a sum over M rows, by (p + (M + 3) u) * sum |G n|.
+    Terms of second order are covered by a factor 1 + 2^-10; a result below float32 is rounded
+    once more.
     """
     fn = lambda x, w: rms_norm(x, w, 1e-5)  # noqa: E731
     if compiled:
@@ -208,7 +209,7 @@ def test_the_gradient_is_that_of_the_real_norm(dtype, shape, compiled):
     u, k, p = 2.0**-24, shape[-1], root_error(x)
     r = 1 / (x64.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     h, n = (g64 * w64).abs(), (x64 * r).abs()
-    error = r * (h * (p + 3 * u) + n * (h * n).mean(-1, keepdim=True) * (3 * p + (k + 8) * u))
+    error = r * (h * (p + 5 * u) + n * (h * n).mean(-1, keepdim=True) * (3 * p + (k + 10) * u))
     rounding = HALF_ULP[dtype] + 2.0**-10 * u
     step = HALF_STEP[dtype]
     assert bool(((dx - want_x).abs() <= error * 1.001 + rounding * want_x.abs() + step).all())
@@ -223,6 +224,16 @@ def test_the_gradient_holds_where_squares_overflow_float32(dtype):
     dx, dweight = gradients(lambda x, w: rms_norm(x, w, 1e-5), x, weight, torch.ones_like(x))
     assert bool((dweight == 2).all())
     assert bool((dx.abs() <= 2.0**-62).all())
+
+
+@pytest.mark.parametrize("peak", [0.0, 2.0**-149, 2.0**-127, 2.0**-60, 2.0**-41, 2.0**-39])
+@pytest.mark.parametrize("eps", [1e-12, 1e-5])
+def test_the_gradient_of_a_tiny_row_is_that_of_a_division_by_eps(peak, eps):
+    """The mean square is below 2^-77 and eps above 2^-40: r = 1 / sqrt(eps) to 2^-38."""
+    x, weight, grad = peak * torch.ones(2, 8), torch.randn(8), torch.randn(2, 8)
+    dx, _ = gradients(lambda x, w: rms_norm(x, w, eps), x, weight, grad)
+    want = grad.double() * weight.double() / eps**0.5
+    assert bool(((dx - want).abs() <= 8 * 2.0**-24 * want.abs().max()).all())
 
 
 def test_a_row_without_a_norm_has_a_gradient_of_nan():
