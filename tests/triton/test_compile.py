@@ -8,50 +8,60 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "compile_all.py"
 ROOT = Path(__file__).parent.parent.parent
-
-# Their contracts bound sums with and without fused products alike.
-FLOAT_SUMS = {
-    "_attention_kernel",
-    "_float_linear_kernel",
-    "_grad_input_kernel",
-    "_grad_weight_kernel",
-    "_rescore_kernel",
-}
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
 
 
-def compile_all(target, floats, cache):
-    """Compile in a process of its own: it must not interpret, whatever this one does."""
+def aot(*arguments, cache, interpret=False):
+    """Run the report in a process of its own: it must not interpret, whatever this one does."""
     environment = os.environ | {"TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "triton_kernels")])
-    command = [sys.executable, str(SCRIPT), target, *floats]
+    command = [sys.executable, "-m", "bitnet_torch_triton.aot", *arguments]
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=280, check=False
+        command, env=environment, capture_output=True, text=True, timeout=580, check=False
     )
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("target", "floats"),
-    [("sm_80", ["fp32"]), ("sm_90", ["bf16"]), ("gfx942", ["fp16"])],
-)
-def test_every_kernel_compiles_without_spills(target, floats, tmp_path):
-    result = compile_all(target, floats, tmp_path)
+# One target and dtype is compiled in the quick suite, the others take minutes.
+TARGETS = [
+    ("sm_80", "fp32"),
+    *(
+        pytest.param(*target, marks=pytest.mark.slow)
+        for target in (("sm_90", "bf16"), ("gfx942", "fp16"))
+    ),
+]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("arch", "f"), TARGETS)
+def test_every_kernel_compiles_without_spills(arch, f, tmp_path):
+    result = aot("--json", "--arch", arch, "--float", f, cache=tmp_path)
     assert result.returncode == 0, result.stderr
     # The AMD compiler prints an error and goes on with broken code.
     assert "error" not in result.stderr.lower(), result.stderr
-    reports = [json.loads(line) for line in result.stdout.splitlines()]
-    assert {r["float"] for r in reports} == {"", *floats}
-    assert [r for r in reports if r["spilled"]] == []
+    entries = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {e["x_dtype"] for e in entries} == {"", f}
+    assert [e for e in entries if e["stack"]] == []
     # Roundings are defined: no approximate division, no flush to zero, no fused multiply-add
     # but in float sums.
-    fused = {r["kernel"] for r in reports if r["fused"]}
-    assert fused <= FLOAT_SUMS, fused
-    assert [r for r in reports if r["approximate"]] == []
-    products = [r for r in reports if r["kernel"] == "_ternary_tile_kernel"]
-    assert products
-    assert all(r["matrix"] for r in products), "an int8 tile without matrix units"
+    assert [e for e in entries if e["fused"] and not e["float_sums"]] == []
+    assert [e for e in entries if e["approximate"]] == []
+    assert [e for e in entries if e["matrix"] and not e["products"]] == []
+
+
+def test_what_nothing_compiles_for_is_refused_by_name(tmp_path):
+    for arguments, reason in (
+        (("--arch", "sm_75"), "error: sm_75 is older than sm_80"),
+        (("--arch", "turing"), "error: arch must be like sm_90 or gfx942, got 'turing'"),
+        (("--kernel", "_warp_kernel"), "error: unknown kernel _warp_kernel"),
+    ):
+        result = aot(*arguments, cache=tmp_path)
+        assert result.returncode == 2
+        assert result.stderr.startswith(reason)
+    result = aot(cache=tmp_path, interpret=True)
+    assert result.returncode == 2
+    assert "TRITON_INTERPRET" in result.stderr

@@ -18,15 +18,9 @@ from bitnet_torch.ops import ternary_linear as op
 from bitnet_torch.ops._registry import implement
 from bitnet_torch.ops.pack_codes import has_corrupt_code, raise_if_corrupt
 from bitnet_torch_triton._interpreter import also_accepted
-from bitnet_torch_triton._launch import KernelConfig, launch
+from bitnet_torch_triton._launch import launch
 from bitnet_torch_triton.number import rounded, widened
-
-VECTOR = KernelConfig(block_r=4, block_k=512)
-# The largest number of tokens a row is for, and the row; the last serves the rest.
-TILES = (
-    (16, KernelConfig(block_m=16, block_r=16, block_k=128)),
-    (None, KernelConfig(block_m=64, block_r=32, block_k=64)),
-)
+from bitnet_torch_triton.policy import arch_of, rule_for
 
 
 @triton.jit
@@ -141,6 +135,9 @@ def _real(acc, scale, bias_ptr, n, inside, dtype: tl.constexpr):
     return y
 
 
+KERNELS = {"vector": _ternary_vector_kernel, "tile": _ternary_tile_kernel}
+
+
 @implement(op, backend="triton", device="cuda", also_accepts=also_accepted())
 def _launch(
     x_q: Tensor,
@@ -178,13 +175,13 @@ def multiply(
     )
     m, r, k = x_scale.numel(), *packed.shape
     per_row = {"PER_ROW": w_scale.numel() > 1}
-    if m == 1:
-        programs = triton.cdiv(r, VECTOR.block_r)
-        blocks = {"BLOCK_R": VECTOR.block_r, "BLOCK_K": VECTOR.block_k}
-        launch(_ternary_vector_kernel, programs, VECTOR, *tensors, N, k, r, **per_row, **blocks)
-        return y
-    tile = next(config for most, config in TILES if most is None or m <= most)
-    programs = triton.cdiv(m, tile.block_m) * triton.cdiv(r, tile.block_r)
-    blocks = {"BLOCK_M": tile.block_m, "BLOCK_R": tile.block_r, "BLOCK_K": tile.block_k}
-    launch(_ternary_tile_kernel, programs, tile, *tensors, m, N, k, r, **per_row, **blocks)
+    rule = rule_for("ternary_linear", arch_of(y.device), m, N, k)
+    config, sizes = rule.config, (m, N, k, r) if rule.kernel == "tile" else (N, k, r)
+    blocks = {"BLOCK_R": config.block_r, "BLOCK_K": config.block_k}
+    programs = triton.cdiv(r, config.block_r)
+    if rule.kernel == "tile":
+        blocks["BLOCK_M"] = config.block_m
+        programs *= triton.cdiv(m, config.block_m)
+    kernel = KERNELS[rule.kernel]
+    launch(kernel, programs, config, *tensors, *sizes, **per_row, **blocks)
     return y

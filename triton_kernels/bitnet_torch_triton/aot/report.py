@@ -1,0 +1,114 @@
+"""One line of the report for each kernel, variant, dtype and architecture."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bitnet_torch.errors import ConfigurationError
+from bitnet_torch_triton.aot import machine_code
+from bitnet_torch_triton.aot.build import build, kernels
+from bitnet_torch_triton.aot.variant import Variant
+from bitnet_torch_triton.aot.variants import variants
+
+FLOATS = ("bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one compiled kernel costs.
+
+    Attributes:
+        kernel: Its name.
+        variant: Which of its variants.
+        x_dtype: x's dtype; empty where the kernel has none.
+        arch: What it was compiled for.
+        registers: Of a thread.
+        stack: Bytes of a thread; more than 0 is a spill.
+        shared: Bytes of a program.
+        loads: Number of loads in the main loop (without one: in the kernel) by bytes a lane.
+        products: Matrix and dot instructions in the main loop by name (without one: in all).
+        barriers: Barriers, and instructions on shared memory, in the main loop.
+        loop: Instructions of the main loop; 0 without one.
+        per_weight: Of these, executed by a thread for each weight that it multiplies; or None.
+        fused: Fused multiply-adds in its float arithmetic.
+        float_sums: Whether its contract allows such.
+        matrix: Whether its products belong on matrix or dot instructions.
+        approximate: Whether a division or a root is not correctly rounded.
+    """
+
+    kernel: str
+    variant: str
+    x_dtype: str
+    arch: str
+    registers: int
+    stack: int
+    shared: int
+    loads: dict[int, int]
+    products: dict[str, int]
+    barriers: int
+    loop: int
+    per_weight: float | None
+    fused: int
+    float_sums: bool
+    matrix: bool
+    approximate: bool
+
+
+def report(
+    arch: str, names: tuple[str, ...] = (), floats: tuple[str, ...] = FLOATS
+) -> Iterator[Entry]:
+    """Compile and read every variant shipped for ``arch``, or those of the named kernels.
+
+    Raises:
+        ConfigurationError: A name is unknown, or a kernel of the package has no variant.
+    """
+    found, shipped = kernels(), list(variants())
+    if unknown := set(names) - set(found):
+        raise ConfigurationError(f"unknown kernel {', '.join(sorted(unknown))}")
+    if missing := set(found) - {variant.kernel for variant in shipped}:
+        raise ConfigurationError(f"no variant compiles {', '.join(sorted(missing))}")
+    for variant in shipped:
+        if arch.startswith(variant.archs) and (not names or variant.kernel in names):
+            for f in floats if variant.has_float else ("",):
+                yield entry(build(found[variant.kernel], variant, f, arch), variant, f, arch)
+
+
+def entry(compiled: Any, variant: Variant, f: str, arch: str) -> Entry:
+    """Read one compiled kernel."""
+    code = machine_code.read(compiled)
+    loop = code.main_loop() if variant.weights else ()
+    seen = loop or code.instructions
+    lanes = variant.config.num_warps * compiled.metadata.target.warp_size
+    return Entry(
+        kernel=variant.kernel,
+        variant=variant.label,
+        x_dtype=f,
+        arch=arch,
+        registers=code.registers,
+        stack=code.stack,
+        shared=code.shared,
+        loads=machine_code.load_widths(seen),
+        products=dict(Counter(op for op in seen if machine_code.PRODUCT.match(op))),
+        barriers=sum(bool(re.match(r"BAR|STS|LDS|SHFL|s_barrier|ds_", op)) for op in loop),
+        loop=len(loop),
+        per_weight=round(len(loop) * lanes / variant.weights, 4) if loop else None,
+        fused=_fused(compiled, code),
+        float_sums=variant.float_sums,
+        matrix=variant.matrix,
+        approximate=bool(
+            re.search(r"div\.(full|approx)|rcp\.approx|\.ftz", compiled.asm.get("ptx", ""))
+        ),
+    )
+
+
+def _fused(compiled: Any, code: machine_code.MachineCode) -> int:
+    """Count fused multiply-adds that are no part of a correctly rounded division or root."""
+    if "ptx" in compiled.asm:
+        return len(re.findall(r"\bfma\.rn", compiled.asm["ptx"]))
+    if re.search(r"\bfdiv\b|llvm\.sqrt|ocml", compiled.asm["llir"]):
+        return 0
+    return sum(bool(re.match(r"v_(pk_)?(fma|fmac|mad)_(f|mix)", op)) for op in code.instructions)

@@ -1,0 +1,64 @@
+"""What the report compiles a kernel with: types, constants and a launch configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bitnet_torch_triton._launch import KernelConfig
+
+# A type like "*fp32", "i32" or "None", or those of the members of a tuple argument.
+Signature = tuple["str | Signature", ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way in which a kernel is shipped.
+
+    Attributes:
+        kernel: Its name.
+        signature: The types of its run-time arguments in order, ``{f}`` being x's dtype.
+        constants: Its compile-time arguments by name.
+        config: How it is launched.
+        archs: Prefix of the architectures that it is shipped for; empty for all.
+        weights: Weights that a program multiplies in one turn of its main loop; 0 if it has none.
+        matrix: Whether its products belong on matrix or dot instructions.
+        float_sums: Whether its contract bounds sums with and without fused products alike.
+        round_sizes: Whether its integers are multiples of 16, as in nearly every model.
+    """
+
+    kernel: str
+    signature: Signature
+    constants: Mapping[str, Any]
+    config: KernelConfig
+    archs: str = ""
+    weights: int = 0
+    matrix: bool = False
+    float_sums: bool = False
+    round_sizes: bool = False
+
+    @property
+    def has_float(self) -> bool:
+        """Whether it is compiled once for each dtype of x."""
+        return "{f}" in str(self.signature)
+
+    @property
+    def label(self) -> str:
+        """A name that tells it from the kernel's other variants."""
+        constants = " ".join(f"{name}={value}" for name, value in self.constants.items())
+        absent = [str(i) for i, kind in enumerate(self.signature) if kind == "None"]
+        parts = (
+            constants,
+            f"warps={self.config.num_warps}",
+            f"without {','.join(absent)}" if absent else "",
+            "round sizes" if self.round_sizes else "",
+        )
+        return " ".join(part for part in parts if part)
+
+
+def typed(signature: Signature, f: str) -> Signature:
+    """Return ``signature`` with ``f`` in the place of x's dtype."""
+    return tuple(
+        kind.replace("{f}", f) if isinstance(kind, str) else typed(kind, f) for kind in signature
+    )

@@ -1,0 +1,150 @@
+"""Every kernel of the package with each of its shipped configurations: what the report compiles.
+
+A new kernel gets a row here; :func:`bitnet_torch_triton.aot.report.report` refuses to run
+while one has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bitnet_torch_triton import (
+    attention,
+    float_linear,
+    glu,
+    int8_linear,
+    pack_codes,
+    quantize_head,
+    quantize_pack_weight,
+    quantize_weight,
+    rms_norm,
+    rope,
+    rope_kv_write,
+    ternary_linear_grad_input,
+    ternary_linear_grad_weight,
+    top_k,
+)
+from bitnet_torch_triton._launch import KernelConfig
+from bitnet_torch_triton.aot.variant import Signature, Variant
+from bitnet_torch_triton.rules import RULES
+
+
+def variants() -> Iterator[Variant]:
+    """Yield all of them."""
+    yield from _products()
+    yield from _rows()
+    yield from _cache()
+    yield from _weights()
+    yield from _heads()
+    yield from _gradients()
+
+
+def types(text: str) -> Signature:
+    """Return the signature that ``text`` lists."""
+    return tuple(text.split())
+
+
+def blocks(config: KernelConfig, *names: str) -> dict[str, Any]:
+    """Return the named blocks as constants."""
+    return {f"BLOCK_{name}": getattr(config, f"block_{name.lower()}") for name in names}
+
+
+def _flat(config: KernelConfig) -> dict[str, Any]:
+    return {"BLOCK": config.block_k}
+
+
+def _products() -> Iterator[Variant]:
+    for rule in RULES:
+        config, vector = rule.config, rule.kernel == "vector"
+        for per_row, bias in ((False, "*{f}"), (True, "None")):
+            sizes = "i32 i32 i32" if vector else "i32 i32 i32 i32"
+            signature = types(f"*i8 *fp32 *u8 *fp32 {bias} *{{f}} {sizes}")
+            names = ("R", "K") if vector else ("M", "R", "K")
+            constants = {"PER_ROW": per_row} | blocks(config, *names)
+            for round_sizes in (False, True):
+                yield Variant(
+                    f"_ternary_{rule.kernel}_kernel",
+                    signature,
+                    constants,
+                    config,
+                    archs=rule.arch,
+                    weights=4 * config.block_r * config.block_k,
+                    matrix=not vector,
+                    round_sizes=round_sizes,
+                )
+
+
+def _rows() -> Iterator[Variant]:
+    for gate in ("relu2", "silu"):
+        constants = {"ACTIVATION": gate} | _flat(glu.CONFIG)
+        yield Variant("_glu_kernel", types("*{f} *{f} *{f} i32"), constants, glu.CONFIG)
+    for config in (rms_norm.SINGLE, *(config for _, config in rms_norm.CONFIGS)):
+        block = blocks(config, "M", "K")
+        yield Variant("_rms_norm_kernel", types("*{f} *{f} *{f} i32 i32 fp32"), block, config)
+        for u, weight, activation in (
+            ("None", "None", None),
+            ("None", "*{f}", None),
+            ("*{f}", "*{f}", "relu2"),
+            ("*{f}", "None", "silu"),
+        ):
+            signature = types(f"*{{f}} {u} {weight} *i8 *fp32 i32 i32 fp32")
+            constants = {"ACTIVATION": activation} | block
+            yield Variant("_quantize_rows_kernel", signature, constants, config)
+    signature = types("*{f} *fp32 *fp32 *{f} i32 i32 i32 i32")
+    yield Variant("_rope_kernel", signature, blocks(rope.CONFIG, "M", "K"), rope.CONFIG)
+
+
+def _cache() -> Iterator[Variant]:
+    for d in (64, 128, 256):
+        write, read = rope_kv_write.config_for(d // 2), attention.config_for(d)
+        for cache, scale, first in (("*{f}", "None", "None"), ("*i8", "*fp32", "*i64")):
+            held = f"{cache} {cache} {scale} {scale} *i64"
+            signature = f"*{{f}} *{{f}} *{{f}} *fp32 *fp32 {held} *{{f}} i32 i32 i32 i32 i32 i32"
+            block = blocks(write, "M", "K")
+            yield Variant("_rope_kv_write_kernel", types(signature), block, write)
+            signature = f"*{{f}} {held} {first} *{{f}} i32 i32 i32 i32 i32 fp32"
+            block = blocks(read, "M", "N", "K")
+            yield Variant("_attention_kernel", types(signature), block, read, float_sums=True)
+
+
+def _weights() -> Iterator[Variant]:
+    w, p, q = quantize_weight.CONFIG, pack_codes.CONFIG, quantize_pack_weight.CONFIG
+    for kernel, signature, config in (
+        ("_weight_peak_kernel", "*{f} *i32 i64", w),
+        ("_weight_sum_kernel", "*{f} *i32 *i64 i64", w),
+        ("_weight_scale_kernel", "*i32 *i64 *fp32 i32 i64", w),
+        ("_ternarise_kernel", "*{f} *fp32 *i8 i64", w),
+        ("_pack_codes_kernel", "*i8 *u8 *i32 i64 i32", p),
+        ("_unpack_codes_kernel", "*u8 *i8 *i32 i64 i32", p),
+    ):
+        yield Variant(kernel, types(signature), _flat(config), config)
+    for per_row in (False, True):
+        constants = {"PER_ROW": per_row} | _flat(q)
+        yield Variant("_ternarise_pack_kernel", types("*{f} *fp32 *u8 i64 i32 i32"), constants, q)
+
+
+def _heads() -> Iterator[Variant]:
+    h, i, f, t = quantize_head.CONFIG, int8_linear.CONFIG, float_linear.CONFIG, top_k.CONFIG
+    signature = types("*{f} *i8 *fp32 i32 i32")
+    yield Variant("_quantize_head_kernel", signature, blocks(h, "M", "K"), h)
+    signature = types("*i8 *fp32 *i8 *fp32 *{f} i32 i32 i32")
+    yield Variant("_int8_linear_kernel", signature, blocks(i, "M", "R", "K"), i)
+    block = blocks(f, "M", "R", "K")
+    signature = types("*{f} *{f} *i1 *fp32 i32 i32 i32")
+    yield Variant("_rescore_kernel", signature, block, f, float_sums=True)
+    for bias in ("None", "*fp32"):
+        signature = types(f"*{{f}} *{{f}} {bias} *{{f}} i32 i32 i32")
+        yield Variant("_float_linear_kernel", signature, block, f, float_sums=True)
+    for allowed in ("None", "*i1"):
+        yield Variant("_top_k_kernel", types(f"*fp32 {allowed} *fp32 *i64 i32 i32"), _flat(t), t)
+
+
+def _gradients() -> Iterator[Variant]:
+    dx, dw = ternary_linear_grad_input.CONFIG, ternary_linear_grad_weight.CONFIG
+    signature = types("*{f} *u8 *fp32 *{f} i32 i32 i32 i32")
+    for per_row in (False, True):
+        constants = {"PER_ROW": per_row} | blocks(dx, "M", "K", "R")
+        yield Variant("_grad_input_kernel", signature, constants, dx, float_sums=True)
+    signature, block = types("*{f} *i8 *fp32 *{f} i32 i32 i32"), blocks(dw, "R", "K", "M")
+    yield Variant("_grad_weight_kernel", signature, block, dw, float_sums=True)
