@@ -1,8 +1,20 @@
-"""Training: a configuration, a trainer that survives kills, and honest evaluation."""
+"""Training: a configuration, a trainer that survives kills, distillation, honest evaluation."""
 
-from bitnet_torch.train.config import TrainConfig
+from bitnet_torch.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from bitnet_torch.train.distill import distill
+from bitnet_torch.train.distillation import Distillation, DistillationConfig
 from bitnet_torch.train.evaluate import bits_per_byte
 from bitnet_torch.train.result import RunResult
 from bitnet_torch.train.trainer import train
 
-__all__ = ["RunResult", "TrainConfig", "bits_per_byte", "train"]
+__all__ = [
+    "Distillation",
+    "DistillationConfig",
+    "OptimizerConfig",
+    "RunResult",
+    "ScheduleConfig",
+    "TrainConfig",
+    "bits_per_byte",
+    "distill",
+    "train",
+]
