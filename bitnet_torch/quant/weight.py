@@ -178,7 +178,9 @@ class WeightQuantizer(nn.Module, ABC):
         """Return one value per row of :meth:`as_rows` in the shape of a scale."""
         if self.granularity == "matrix":
             return values.reshape(())
-        return values if self.group_size is None else values.reshape(w.shape[0], -1)
+        if self.group_size is None:
+            return values
+        return values.reshape(w.shape[0], w.shape[1] // self.group_size)
 
     def extra_repr(self) -> str:
         """Show what shares a quantum."""
