@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bitnet_torch.cpu import workspace
 from bitnet_torch.errors import (
     BackendUnavailableError,
     BitNetError,
@@ -31,7 +32,7 @@ DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATION_CODE = {"relu2": 0, "silu": 1}
 OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_VALUE = 0, 1, 2, 3
 # Must equal bitnet_cpu_abi() in isa.cpp; both change with any argument list.
-ABI = 8
+ABI = 9
 
 _HERE = Path(__file__).parent
 _FILE = "_kernels" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
@@ -66,6 +67,7 @@ def library() -> ctypes.CDLL:
             found=found,
             wanted=ABI,
         )
+    workspace.connect(loaded)
     return loaded
 
 
@@ -83,5 +85,6 @@ def failure(name: str, status: int) -> BitNetError:
     The ops' checks come first, so the first case means that they and the library disagree.
     """
     if status == OUT_OF_MEMORY:
-        return OutOfMemoryError(f"{name}: no memory for the working buffers")
+        reason = workspace.refusal() or "the system has none"
+        return OutOfMemoryError(f"{name}: no memory for the working buffers: {reason}")
     return ShapeError(f"{name}: the kernel refused its sizes", status=status)

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.generate.sampling import Sampling
+from bitnet_torch.memory import HybridMemoryPool, Lease
 from bitnet_torch.models import CausalLM, KVCache
 from bitnet_torch.nn import FloatLinear
 from bitnet_torch.ops import (
@@ -78,6 +79,8 @@ class _Codes:
     h: Tensor
     h_scale: Tensor
     bounds: Tensor
+    # They come back to the pool when these codes go.
+    leases: tuple[Lease, ...]
 
 
 class Int8Head:
@@ -232,7 +235,9 @@ def _float_head(model: CausalLM) -> Tensor:
 
 def _encode(weight: Tensor) -> _Codes:
     h, h_scale = quantize_head(weight)
-    return _Codes(weight, _state(weight), h, h_scale, head_bounds(weight, h, h_scale))
+    made = (h, h_scale, head_bounds(weight, h, h_scale))
+    pool = HybridMemoryPool.instance()
+    return _Codes(weight, _state(weight), *made, tuple(pool.adopt(t, "int8 head") for t in made))
 
 
 def _state(weight: Tensor) -> tuple[object, ...]:

@@ -31,10 +31,12 @@ class Block:
         nbytes: Of that lease.
         born_ns: When the lease that has it was taken; 0 if none has, or it is not remembered.
         site: The line that took it; None unless that is remembered.
+        adopted: Whether somebody else made it, who keeps it after its lease.
     """
 
     __slots__ = (
         "__weakref__",
+        "adopted",
         "born_ns",
         "key",
         "nbytes",
@@ -44,9 +46,10 @@ class Block:
         "tag",
     )
 
-    def __init__(self, key: BlockKey, storage: Tensor) -> None:
+    def __init__(self, key: BlockKey, storage: Tensor, adopted: bool = False) -> None:
         self.key = key
         self.storage = storage
+        self.adopted = adopted
         self.poisoned = False
         self.tag = ""
         self.nbytes = 0
@@ -145,6 +148,12 @@ class BlockStore:
         self._all.add(block)
         if block.key[3]:
             self.pinned += block.key[1]
+
+    def has_adopted(self, block: Block) -> bool:
+        """Return whether the storage of a block is behind an adopted one already."""
+        ours = block.storage.untyped_storage()._cdata
+        adopted = [other for other in self._all if other.adopted]
+        return any(other.storage.untyped_storage()._cdata == ours for other in adopted)
 
     def put(self, block: Block, *, keep: bool, pending: list[Any] | None) -> None:
         """Take a block back: into its free list, or to wait, or to be forgotten."""

@@ -12,7 +12,7 @@ from bitnet_torch.errors import LeaseError
 
 if TYPE_CHECKING:
     from bitnet_torch.memory.blocks import Block
-    from bitnet_torch.memory.pool import HybridMemoryPool
+    from bitnet_torch.memory.lender import Lender
 
 
 class Lease:
@@ -42,7 +42,7 @@ class Lease:
 
     def __init__(
         self,
-        pool: HybridMemoryPool,
+        pool: Lender,
         block: Block,
         tensor: Tensor,
         nbytes: int,

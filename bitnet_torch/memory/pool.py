@@ -3,49 +3,37 @@
 PyTorch's CPU allocator asks the C library each time, which for large blocks means fresh pages
 from the kernel each time; a lease of a cached block costs neither. On accelerators PyTorch has a
 cache of its own, and the pool sits on top of it for its limits, tags and statistics.
-
-One lock guards the counters and free lists. It is never held while PyTorch is asked for memory,
-while a callback runs, or while anything could end a lease: a lease that is dropped puts itself
-into a queue, which the next call takes in. The limit is checked and the bytes counted before the
-memory is asked for, so threads cannot overshoot it together.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import psutil
 import torch
 
-from bitnet_torch.errors import LeaseError, OutOfMemoryError
-from bitnet_torch.memory import forking, poison
-from bitnet_torch.memory.blocks import Block, BlockStore, take_memory, typed_view
-from bitnet_torch.memory.config import MemoryPoolConfig, check_limits, check_not_negative
+from bitnet_torch.memory import forking
+from bitnet_torch.memory.blocks import Block
+from bitnet_torch.memory.config import MemoryPoolConfig
 from bitnet_torch.memory.counters import DeviceCounters
-from bitnet_torch.memory.hooks import Callbacks, LeaseEvent, Unregister, new_errors
-from bitnet_torch.memory.lease import Lease
+from bitnet_torch.memory.hooks import LeaseEvent, Unregister
 from bitnet_torch.memory.lease_table import LeaseRow
-from bitnet_torch.memory.native_counts import empty_native_cache
+from bitnet_torch.memory.lender import Lender
 from bitnet_torch.memory.pressure import PressureLevel, PressureMonitor
 from bitnet_torch.memory.recovery import Policy, RecoveryStep, default_policy
-from bitnet_torch.memory.request import Request, canonical, checked_request
+from bitnet_torch.memory.request import canonical
 from bitnet_torch.memory.stats import MemoryStats
 from bitnet_torch.memory.tracker import MemoryTracker
 from bitnet_torch.memory.verify import verify_counts
 from bitnet_torch.memory.view import stats_of
 
-_MOST_CACHED = 1 << 30
 _KEPT_STEPS = 100
 
-Shape = int | Sequence[int]
-Returned = tuple[Block, int, str, list[Any] | None]
 
-
-class HybridMemoryPool:
+class HybridMemoryPool(Lender):
     """Leases of memory on any device, with limits, statistics and a tracker.
 
     ``HybridMemoryPool.instance()`` is the pool of the process, which the package's own caches and
@@ -66,20 +54,12 @@ class HybridMemoryPool:
     _instance_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, config: MemoryPoolConfig | None = None) -> None:
-        self.config = config or MemoryPoolConfig()
-        self.callback_errors = new_errors()
-        self.returned: deque[Returned] = deque()
-        self.recovery_policy: Policy = default_policy
-        self.recoveries: deque[RecoveryStep] = deque(maxlen=_KEPT_STEPS)
-        self._lock = threading.Lock()
-        self._store = BlockStore(_most_cached(self.config))
-        self._soft: dict[str, int | None] = {}
-        self._hard: dict[str, int | None] = {}
-        self._on_allocate = Callbacks(self.callback_errors)
-        self._on_free = Callbacks(self.callback_errors)
-        self._monitors: dict[str, PressureMonitor] = {}
+        super().__init__(config or MemoryPoolConfig())
         # Before anybody can see this pool: there is no moment without its tracker.
         self._tracker = MemoryTracker(self)
+        self.recovery_policy: Policy = default_policy
+        self.recoveries: deque[RecoveryStep] = deque(maxlen=_KEPT_STEPS)
+        self._monitors: dict[str, PressureMonitor] = {}
         forking.remember(self, self._lock)
 
     @classmethod
@@ -89,117 +69,6 @@ class HybridMemoryPool:
             if cls._instance is None:
                 cls._instance = cls()
             return cls._instance
-
-    # -- taking and giving back
-
-    def allocate(
-        self,
-        shape: Shape,
-        dtype: torch.dtype = torch.uint8,
-        device: torch.device | str = "cpu",
-        *,
-        tag: str = "",
-        alignment: int = 64,
-        pinned: bool = False,
-    ) -> Lease:
-        """Take memory, whose content is undefined.
-
-        Args:
-            shape: A shape, or a number of bytes, which becomes a vector of as many as they hold.
-            dtype: Of the tensor.
-            device: Where.
-            tag: A name for reports.
-            alignment: Of the address, a power of two of bytes.
-            pinned: Page-locked host memory, for copies to a GPU.
-
-        Raises:
-            ShapeError: Less than one byte, or a number of bytes that ``dtype`` does not divide.
-            ConfigurationError: The alignment is no power of two, or ``pinned`` on a GPU.
-            OutOfMemoryError: Over the pool's limit, or there is no such memory; nothing has
-                changed.
-            LeaseError: In debug mode: the block at hand was written after its release.
-        """
-        request = checked_request(shape, dtype, device, alignment, pinned)
-        if self.returned or self._store.pending:
-            self._take_in()
-        block = self._claimed(request, tag)
-        lease = Lease(self, block, typed_view(block, request), request.nbytes, tag)
-        if self._on_allocate:
-            self._on_allocate.call(LeaseEvent("allocate", request.device, request.nbytes, tag))
-        return lease
-
-    def _claimed(self, request: Request, tag: str) -> Block:
-        """Return a block for ``request``, a cached one or a new one, counted."""
-        counters = self._store.counters_of(request.device)
-        with self._lock:
-            block = self._store.take(request.key)
-            if block is None:
-                counters.misses += 1
-                self._check_limit(request)
-            else:
-                counters.hits += 1
-            peaks = (counters.peak_leased, counters.peak_reserved, counters.peak_live)
-            counters.claim(request.nbytes, request.key[1])
-            table = self._tracker.table
-            if table is not None and block is not None:
-                table.begin(block, request.nbytes, tag)
-        if block is None:
-            return self._fresh(request, tag, peaks)
-        if block.poisoned:
-            self._check_poison(block, request)
-        return block
-
-    def deallocate(self, lease: Lease) -> None:
-        """Give a lease back.
-
-        Raises:
-            LeaseError: It is another pool's, or has been given back before. Nothing has changed.
-        """
-        if lease._pool is not self:
-            raise LeaseError(f"{lease} belongs to another pool", tag=lease.tag)
-        with self._lock:
-            # Taken under the lock, so that of two threads one gets the error.
-            block, lease._block = lease._block, None
-            if block is not None and not self.config.debug and lease._streams is None:
-                self._end(block, lease.nbytes)
-        if block is None:
-            raise LeaseError(f"{lease} was released before", tag=lease.tag)
-        lease._tensor = None
-        if self.config.debug or lease._streams is not None:
-            self._end_slowly(block, lease.nbytes, lease.tag, lease._streams)
-        if self._on_free:
-            self._on_free.call(LeaseEvent("free", lease.device, lease.nbytes, lease.tag))
-
-    def trim(
-        self,
-        keep_bytes: int = 0,
-        device: torch.device | str | None = None,
-        *,
-        include_native: bool = False,
-    ) -> int:
-        """Give cached blocks back to PyTorch, the largest first.
-
-        Args:
-            keep_bytes: Bytes of cache that may stay on each device.
-            device: Which; None: all that the pool has used.
-            include_native: Also let PyTorch's allocator give its free memory to the device.
-
-        Returns:
-            Bytes given back; with ``include_native`` on an accelerator, the bytes that the
-            device got.
-        """
-        check_not_negative("keep_bytes", keep_bytes)
-        self._take_in()
-        names = self._store.devices() if device is None else [str(canonical(device))]
-        freed = 0
-        for name in names:
-            with self._lock:
-                blocks = self._store.trim(name, keep_bytes)
-            given = sum(block.key[1] for block in blocks)
-            del blocks
-            where = torch.device(name)
-            freed += empty_native_cache(where) if include_native and where.type != "cpu" else given
-        return freed
 
     # -- looking
 
@@ -218,8 +87,7 @@ class HybridMemoryPool:
 
     def limits(self, device: str) -> tuple[int | None, int | None]:
         """Return the (soft, hard) limits of a device in bytes."""
-        soft = self._soft.get(device, self.config.soft_limit)
-        return soft, self._hard.get(device, self.config.hard_limit)
+        return self._limits.of(device)
 
     def counted(self, device: str) -> tuple[DeviceCounters, int | None]:
         """Return a copy of the counters of a device, and the size of its largest cached block."""
@@ -268,10 +136,9 @@ class HybridMemoryPool:
         Raises:
             ConfigurationError: A limit is below 0 or the soft one above the hard one.
         """
-        check_limits(soft, hard)
         name = str(canonical(device or self.config.device))
         with self._lock:
-            self._soft[name], self._hard[name] = soft, hard
+            self._limits.set(name, soft, hard)
         least = min((limit for limit in (soft, hard) if limit is not None), default=None)
         if least is not None:
             reserved = self._store.counters_of(name)
@@ -321,6 +188,10 @@ class HybridMemoryPool:
 
         return end
 
+    def add_reclaimer(self, reclaim: Callable[[], None]) -> None:
+        """Call ``reclaim()`` before counts are read: it releases leases that have ended unseen."""
+        self._reclaimers.append(reclaim)
+
     def reset_rows(self) -> None:
         """Forget the rows of leases that have ended."""
         with self._lock:
@@ -331,117 +202,3 @@ class HybridMemoryPool:
         """Let the pool's peaks start anew from what is out now."""
         with self._lock:
             self._store.reset_peaks()
-
-    # -- inner workings
-
-    def _check_limit(self, request: Request) -> None:
-        """Make room under the hard limit or refuse, all under the lock."""
-        counters = self._store.counters_of(request.device)
-        soft, hard = self.limits(request.device)
-        size = request.key[1]
-        blocks: list[Block] = []
-        for limit in (soft, hard):
-            if limit is not None and counters.reserved + size > limit:
-                keep = max(0, limit - counters.held - counters.pending - size)
-                blocks += self._store.trim(request.device, keep)
-        if request.pinned and self._store.pinned + size > _most_pinned(self.config):
-            hard = _most_pinned(self.config)
-        elif hard is None or counters.reserved + size <= hard:
-            return
-        counters.failed += 1
-        raise OutOfMemoryError(
-            f"{request.nbytes} bytes ({size} rounded up) on {request.device} exceed the pool's "
-            f"limit of {hard}: {counters.held} are leased, {counters.pending} pending, "
-            f"{counters.cached} cached",
-            requested=request.nbytes,
-            limit=hard,
-            leased=counters.held,
-            device=request.device,
-        )
-
-    def _fresh(self, request: Request, tag: str, peaks: tuple[int, int, int]) -> Block:
-        """Ask PyTorch for a block that has been counted already; undo that if there is none."""
-        try:
-            try:
-                block = take_memory(request)
-            except (RuntimeError, MemoryError):
-                # PyTorch has already retried its own cache; what is left is in ours.
-                self.trim(device=request.device)
-                block = take_memory(request)
-        except (RuntimeError, MemoryError) as error:
-            with self._lock:
-                counters = self._store.counters_of(request.device)
-                counters.unclaim(request.nbytes, request.key[1], peaks)
-            raise OutOfMemoryError(
-                f"{request.nbytes} bytes cannot be had on {request.device}: "
-                f"{str(error).partition(chr(10))[0]}",
-                requested=request.nbytes,
-                device=request.device,
-            ) from error
-        with self._lock:
-            self._store.adopt(block)
-            table = self._tracker.table
-            if table is not None:
-                table.begin(block, request.nbytes, tag)
-        self._tracker.notice_block(block)
-        return block
-
-    def _check_poison(self, block: Block, request: Request) -> None:
-        try:
-            poison.check(block)
-        except LeaseError:
-            with self._lock:
-                self._end(block, request.nbytes, keep=False)
-            raise
-
-    def _end(self, block: Block, nbytes: int, keep: bool = True, pending: Any = None) -> None:
-        """Count the end of a lease and keep, park or forget its block, under the lock."""
-        self._store.counters_of(block.key[0]).end(nbytes, block.key[1])
-        if block.born_ns and self._tracker.rows is not None:
-            self._tracker.rows.end(block)
-        self._store.put(block, keep=keep, pending=pending)
-
-    def _end_slowly(
-        self,
-        block: Block,
-        nbytes: int,
-        tag: str,
-        streams: list[Any] | None,
-        keep: bool = True,
-    ) -> None:
-        """End a lease whose block must be poisoned, or waited for, first."""
-        events = [stream.record_event() for stream in streams] if streams else None
-        if self.config.debug and keep and not events:
-            poison.apply(block, tag)
-        with self._lock:
-            self._end(block, nbytes, keep, events)
-
-    def _take_in(self) -> None:
-        """Take in leases that were dropped, and blocks whose streams have passed."""
-        while self.returned:
-            try:
-                block, nbytes, tag, streams = self.returned.popleft()
-            except IndexError:
-                break
-            # A tensor that outlived its lease keeps the bytes; they are no longer the pool's.
-            keep = block.is_alone()
-            self._end_slowly(block, nbytes, tag, streams, keep)
-            with self._lock:
-                self._store.counters_of(block.key[0]).dropped += 1
-            if self._on_free:
-                self._on_free.call(LeaseEvent("free", block.key[0], nbytes, tag))
-        if self._store.pending:
-            with self._lock:
-                self._store.settle()
-
-
-def _most_cached(config: MemoryPoolConfig) -> int:
-    if config.max_cached is not None:
-        return config.max_cached
-    return min(_MOST_CACHED, int(psutil.virtual_memory().total) // 10)
-
-
-def _most_pinned(config: MemoryPoolConfig) -> int:
-    if config.max_pinned is not None:
-        return config.max_pinned
-    return int(psutil.virtual_memory().total) // 10

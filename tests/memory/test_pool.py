@@ -303,6 +303,47 @@ def test_two_live_leases_never_share_a_byte():
     pool.verify()
 
 
+def test_memory_that_is_there_already_can_be_entered_as_a_lease(pool):
+    made = torch.ones(3, 1000)
+    lease = pool.adopt(made[1], tag="head")
+    stats = pool.get_stats()
+    assert (stats.pool_allocated, stats.pool_reserved, stats.live_leases) == (12000, 12000, 1)
+    assert lease.tensor.data_ptr() == made.data_ptr()
+    assert (lease.nbytes, lease.tag) == (12000, "head")
+    pool.verify()
+    with pytest.raises(LeaseError, match="cannot be adopted again: 'again'"):
+        pool.adopt(made, tag="again")
+    with pytest.raises(ShapeError, match="whose storage is empty"):
+        pool.adopt(torch.ones(0))
+    lease.release()
+    stats = pool.get_stats()
+    assert (stats.pool_allocated, stats.pool_reserved, stats.cached) == (0, 0, 0)
+    assert bool((made == 1).all())
+    with pytest.raises(LeaseError, match="was released before"):
+        lease.release()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_adopted_memory_is_never_handed_out_poisoned_or_taken_beyond_the_limit(debug):
+    pool = HybridMemoryPool(MemoryPoolConfig(debug=debug, hard_limit=4096))
+    made = torch.ones(512, dtype=torch.uint8)
+    lease = pool.adopt(made)
+    before = pool.counted("cpu")[0]
+    with pytest.raises(OutOfMemoryError, match="limit of 4096: 512 are leased"):
+        pool.adopt(torch.ones(4096, dtype=torch.uint8))
+    assert pool.counted("cpu")[0].leased == before.leased
+    lease.release()
+    other = pool.allocate(512)
+    assert other.tensor.data_ptr() != made.data_ptr()
+    dropped = pool.adopt(made)
+    del dropped
+    gc.collect()
+    assert pool.get_stats().dropped == 1
+    assert bool((made == 1).all())
+    other.release()
+    pool.verify()
+
+
 def test_a_child_process_gets_the_pool_in_one_piece(pool):
     lease = pool.allocate(1000)
     stop = threading.Event()
