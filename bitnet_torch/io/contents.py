@@ -21,6 +21,8 @@ from bitnet_torch.io.scales import METADATA_KEY, ExactScale, describe_scale, ren
 from bitnet_torch.io.tensor_stream import TensorPlan
 from bitnet_torch.models import CausalLM
 from bitnet_torch.nn import BitLinear, NormedLinear, PackedBitLinear, is_plain_linear
+from bitnet_torch.nn.storable import check_storable
+from bitnet_torch.quant import WeightQuantizer
 
 Ternary = BitLinear | PackedBitLinear
 _BLANK = ExactScale("0" * 8, "0" * 64)
@@ -73,6 +75,7 @@ def describe_quantization(
         CheckpointError: A layer does not fit the form.
         ConfigurationError: There is nothing to pack.
     """
+    check_storable(model, as_codes=packed)
     for name, layer in ternary.items():
         _check_layer(name, layer, packed)
     if packed and not ternary:
@@ -133,10 +136,12 @@ def plan_contents(
         QuantizationError: A weight is not finite.
     """
     contents = Contents()
+    # What a quantiser has learnt shows in the codes and scales.
+    quantizers = {n for n, m in model.named_modules() if isinstance(m, WeightQuantizer)}
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise ConfigurationError(f"{name} is on the meta device and has no values to save")
-        if name.rpartition(".")[0] not in ternary:
+        if name.rpartition(".")[0] not in ternary.keys() | quantizers:
             contents.add(file_name(name), parameter)
     for name, layer in ternary.items():
         stored = file_name(name)

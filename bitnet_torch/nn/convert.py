@@ -12,15 +12,15 @@ import fnmatch
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
 
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.nn.bit_linear import BitLinear
 from bitnet_torch.nn.float_linear import is_plain_linear
+from bitnet_torch.nn.forms import TernaryForm
 from bitnet_torch.ops._checks import FLOATS, MAX_K
-from bitnet_torch.ops.quantize_weight import GRANULARITIES
+from bitnet_torch.quant.weight import WeightQuantizer
 
 # The last name of a mixture-of-experts router in the common model families. A router picks
 # experts by small differences of its outputs, which ternary weights do not keep. A GLU may be
@@ -57,45 +57,62 @@ class ConversionReport:
 
 
 def convert(
-    model: nn.Module, exclude: Sequence[str] = ("lm_head",), *, granularity: str = "matrix"
+    model: nn.Module,
+    exclude: Sequence[str] = ("lm_head",),
+    *,
+    granularity: str = "matrix",
+    quantizer: WeightQuantizer | None = None,
+    activation_bits: int = 8,
+    rotate: Sequence[str] = (),
 ) -> ConversionReport:
     """Turn every ``nn.Linear`` of ``model`` into :class:`BitLinear`, in place.
+
+    With another quantiser, with int4 activations or a rotation the layers become
+    :class:`QuantLinear` or :class:`HBitLinear`, which are BitLinear too.
 
     Args:
         model: Any module; its parameters stay the same objects.
         exclude: Patterns (``fnmatch``) of module names to leave alone. A pattern is compared
             with the full name and with its last part, so ``"lm_head"`` matches at any depth.
         granularity: ``"matrix"`` for one scale per layer, ``"row"`` for one per output.
+        quantizer: Rule for the weights, of which each layer gets a copy; says what shares a scale.
+        activation_bits: 8, or 4.
+        rotate: Patterns, as in ``exclude``, of the layers whose input is to be rotated.
 
     Raises:
-        ConfigurationError: Nothing was converted; the message lists why.
+        ConfigurationError: Nothing was converted, and the message lists why; or the settings
+            contradict each other.
+        ShapeError: A layer does not fit the quantiser; no layer is converted.
     """
-    if granularity not in GRANULARITIES:
-        raise ConfigurationError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
-    if isinstance(exclude, str) or not isinstance(exclude, Sequence):
-        raise ConfigurationError(f"exclude must be a sequence of patterns, got {exclude!r}")
-    owners = _weight_owners(model)
-    bypassed = _bypassed(model)
-    converted: list[str] = []
+    for name, patterns in (("exclude", exclude), ("rotate", rotate)):
+        if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+            raise ConfigurationError(f"{name} must be a sequence of patterns, got {patterns!r}")
+    form = TernaryForm(granularity, quantizer, activation_bits)
+    owners, bypassed = _weight_owners(model), _bypassed(model)
+    layers: dict[str, tuple[nn.Linear, bool]] = {}
     skipped: list[Skipped] = []
-    weights = 0
     for module, names in _names(model).items():
-        name = names[0]
         if not _is_linear_like(module):
             continue
         reason = bypassed.get(module) or _reason_to_skip(names, module, exclude, owners)
-        if reason:
-            skipped.append(Skipped(name, reason))
+        if reason or not isinstance(module, nn.Linear):
+            skipped.append(Skipped(names[0], reason or "is no nn.Linear"))
             continue
-        module.__class__ = BitLinear
-        layer = cast(BitLinear, module)
-        layer.granularity = granularity
-        converted.append(name)
-        weights += layer.weight.numel()
-    report = ConversionReport(tuple(converted), tuple(skipped), weights)
-    if not converted:
+        rotated = any(_matches(pattern, names) for pattern in rotate)
+        form.check(names[0], module, rotated)
+        layers[names[0]] = module, rotated
+    for module, rotated in layers.values():
+        form.give(module, rotated)
+    weights = sum(module.weight.numel() for module, _ in layers.values())
+    report = ConversionReport(tuple(layers), tuple(skipped), weights)
+    if not layers:
         raise ConfigurationError(f"no nn.Linear to convert in {type(model).__name__}: {report}")
     return report
+
+
+def _matches(pattern: str, names: list[str]) -> bool:
+    lasts = (name.rpartition(".")[2] for name in names)
+    return any(fnmatch.fnmatchcase(n, pattern) for n in (*names, *lasts))
 
 
 def _is_linear_like(module: nn.Module) -> bool:
@@ -137,7 +154,7 @@ def _reason_to_skip(
     if type(module).__name__ == "Conv1D":
         return "Conv1D holds its weight transposed; replace it by nn.Linear first"
     for pattern in exclude:
-        if any(fnmatch.fnmatchcase(n, pattern) for n in (*names, *lasts)):
+        if _matches(pattern, names):
             return f"excluded by {pattern!r}"
     if not is_plain_linear(module):
         return f"is a {type(module).__name__}, a subclass whose forward may differ"

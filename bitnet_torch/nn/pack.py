@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from bitnet_torch.errors import ConfigurationError, QuantizationError
 from bitnet_torch.nn.bit_linear import BitLinear
 from bitnet_torch.nn.convert import Skipped
+from bitnet_torch.nn.forms import TRAINING_FORMS
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
+from bitnet_torch.nn.packed_quant_linear import PackedQuantLinear
+
+Packed = PackedBitLinear | PackedQuantLinear
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ def pack(model: nn.Module) -> PackReport:
     """Replace every :class:`BitLinear` inside ``model`` by its packed form, in place.
 
     A layer that stands in several places is packed once. Forward hooks are carried over; the
-    latent weights are dropped.
+    latent weights are dropped. Averaged weights are packed with a warning
+    (:func:`warn_if_averaged`).
 
     Raises:
         ConfigurationError: There is nothing to pack, or ``model`` itself is a BitLinear (its
@@ -75,8 +83,9 @@ def pack(model: nn.Module) -> PackReport:
     """
     if isinstance(model, BitLinear):
         raise ConfigurationError("model is itself a BitLinear; call its packed() instead")
+    warn_if_averaged(model)
     # All are made before the first takes its place, so that an error leaves the model whole.
-    forms = {m: _packed(name, m) for name, m in model.named_modules() if type(m) is BitLinear}
+    forms = {m: _packed(name, m) for name, m in model.named_modules() if _has_form(m)}
     if not forms:
         raise ConfigurationError(f"no BitLinear to pack in {type(model).__name__}")
     names = {module: name for name, module in model.named_modules()}
@@ -94,6 +103,25 @@ def pack(model: nn.Module) -> PackReport:
     return PackReport(tuple(layers), tuple(skipped))
 
 
+def warn_if_averaged(model: nn.Module) -> None:
+    """Warn if ``model`` is an average of latent weights, such as their moving average (EMA).
+
+    The average of weights on both sides of a threshold lies near the threshold: its codes are
+    those of no model that was trained. A reported run lost 1.1 bits/byte so. Average the outputs
+    of packed models, or train on with a falling learning rate, instead.
+    """
+    if any(isinstance(m, AveragedModel) for m in model.modules()):
+        warnings.warn(
+            f"{type(model).__name__} averages latent weights; ternarising an average gives codes "
+            "that no step of the training had. Compare it with the model that was averaged",
+            stacklevel=3,
+        )
+
+
+def _has_form(module: nn.Module) -> TypeGuard[BitLinear]:
+    return type(module) in TRAINING_FORMS
+
+
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -103,9 +131,9 @@ _HOOKS = (
 )
 
 
-def _packed(name: str, layer: BitLinear) -> PackedBitLinear:
+def _packed(name: str, layer: BitLinear) -> Packed:
     try:
-        packed = layer.packed()
+        packed: Packed = layer.packed()
     except QuantizationError as error:
         raise QuantizationError(f"{name}: {error}", module=name, **error.context) from error
     for hooks in _HOOKS:
@@ -114,11 +142,11 @@ def _packed(name: str, layer: BitLinear) -> PackedBitLinear:
     return packed
 
 
-def _describe(name: str, latent: BitLinear, packed: PackedBitLinear) -> PackedLayer:
+def _describe(name: str, latent: BitLinear, packed: Packed) -> PackedLayer:
     return PackedLayer(
         name,
         latent.out_features,
         latent.in_features,
         latent.weight.nbytes,
-        packed.prepacked.nbytes,
+        sum(m.prepacked.nbytes for m in packed.modules() if isinstance(m, PackedBitLinear)),
     )

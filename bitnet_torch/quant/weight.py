@@ -168,7 +168,7 @@ class WeightQuantizer(nn.Module, ABC):
             return w.reshape(1, -1)
         if self.group_size is None:
             return w
-        if w.shape[1] % self.group_size:
+        if not w.shape[1] or w.shape[1] % self.group_size:
             raise ShapeError(
                 f"group_size must divide K, got group_size={self.group_size}, K={w.shape[1]}"
             )

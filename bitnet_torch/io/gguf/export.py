@@ -31,6 +31,7 @@ from bitnet_torch.io.scales import METADATA_KEY, ExactScale, describe_scale, ren
 from bitnet_torch.io.tokenizer import Tokenizer
 from bitnet_torch.models import CausalLM
 from bitnet_torch.nn import BitLinear, NormedLinear, PackedBitLinear
+from bitnet_torch.nn.storable import check_storable
 from bitnet_torch.ops.pack_codes import unpack_codes
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,7 @@ def _named(argument: str, name: str, allowed: tuple[str, ...]) -> BlockType:
 
 
 def _check_layers(export: _Export, layers: dict[str, _Ternary]) -> None:
+    check_storable(export.model, as_codes=True)
     if not layers:
         raise ConfigurationError(
             "the model has no ternary layer to write; bitnet_torch.convert makes them"
