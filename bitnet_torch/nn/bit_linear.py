@@ -30,6 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.nn._autocast import autocast_input
+from bitnet_torch.nn.gathered_weight import GatheredWeight
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
 from bitnet_torch.ops._checks import check_features, check_k
 from bitnet_torch.ops.quantize_activation import quantize_activation
@@ -99,6 +100,8 @@ class BitLinear(nn.Linear):
         Raises:
             QuantizationError: A weight is not finite.
         """
+        if isinstance(self.weight, GatheredWeight):
+            return self.weight.packed, self.weight.w_scale
         return quantize_pack_weight(self.weight.detach(), self.granularity)
 
     def _multiply(self, input: Tensor, x_q: Tensor, x_scale: Tensor) -> Tensor:
