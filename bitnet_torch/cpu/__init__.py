@@ -38,4 +38,5 @@ def load() -> None:
         ternary_linear_grad_input,
         ternary_linear_grad_weight,
         top_k,
+        weight_codes_match,
     )

@@ -165,4 +165,4 @@ BITNET_EXPORT int bitnet_cpu_isa_force(const char* name) {
 }
 
 // Python refuses a library that was built from other sources: the argument lists would not match.
-BITNET_EXPORT int bitnet_cpu_abi() { return 9; }
+BITNET_EXPORT int bitnet_cpu_abi() { return 10; }

@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.nn._autocast import autocast_input
-from bitnet_torch.nn.gathered_weight import GatheredWeight
+from bitnet_torch.nn.code_cache import cached
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
 from bitnet_torch.ops._checks import check_features, check_k
 from bitnet_torch.ops.quantize_activation import quantize_activation
@@ -100,9 +100,10 @@ class BitLinear(nn.Linear):
         Raises:
             QuantizationError: A weight is not finite.
         """
-        if isinstance(self.weight, GatheredWeight):
-            return self.weight.packed, self.weight.w_scale
-        return quantize_pack_weight(self.weight.detach(), self.granularity)
+        weight = self.weight.detach()
+        if (cache := cached(self, weight)) is not None:
+            return cache.codes(self, weight, self.granularity)
+        return quantize_pack_weight(weight, self.granularity)
 
     def _multiply(self, input: Tensor, x_q: Tensor, x_scale: Tensor) -> Tensor:
         """Return the output for ``input``, given also as codes."""
@@ -114,7 +115,8 @@ class BitLinear(nn.Linear):
     @torch.no_grad()
     def packed(self) -> PackedBitLinear:
         """Return the inference form: 2-bit codes, the scale, and a copy of the bias."""
-        packed, w_scale = self.codes()
+        # Copies: codes may be kept for the next forward pass, and these are the module's own.
+        packed, w_scale = (codes.clone() for codes in self.codes())
         bias = None if self.bias is None else self.bias.detach().clone()
         layer = PackedBitLinear(packed, w_scale, self.out_features, bias)
         return layer.train(self.training)

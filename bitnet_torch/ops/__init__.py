@@ -28,6 +28,7 @@ from bitnet_torch.ops.ternary_linear import ternary_linear
 from bitnet_torch.ops.ternary_linear_grad_input import ternary_linear_grad_input
 from bitnet_torch.ops.ternary_linear_grad_weight import ternary_linear_grad_weight
 from bitnet_torch.ops.top_k import top_k
+from bitnet_torch.ops.weight_codes_match import weight_codes_match
 
 __all__ = [
     "all_ops",
@@ -59,6 +60,7 @@ __all__ = [
     "top_k",
     "unpack_codes",
     "use_backend",
+    "weight_codes_match",
 ]
 
 load_backends()

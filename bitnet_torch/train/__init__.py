@@ -1,5 +1,6 @@
 """Training: a configuration, a trainer that survives kills, distillation, honest evaluation."""
 
+from bitnet_torch.train.codes import cache_codes
 from bitnet_torch.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from bitnet_torch.train.distill import distill
 from bitnet_torch.train.distillation import Distillation, DistillationConfig
@@ -15,6 +16,7 @@ __all__ = [
     "ScheduleConfig",
     "TrainConfig",
     "bits_per_byte",
+    "cache_codes",
     "distill",
     "train",
 ]

@@ -70,4 +70,5 @@ def register(also_accepts: tuple[str, ...] = ()) -> None:
         ternary_linear_grad_input,
         ternary_linear_grad_weight,
         top_k,
+        weight_codes_match,
     )

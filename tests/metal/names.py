@@ -21,6 +21,7 @@ BIT_EXACT = (
     "ternary_linear",
     "top_k",
     "unpack_codes",
+    "weight_codes_match",
 )
 
 # Float sums whose order is the backend's own: within a bound, not to the bit.

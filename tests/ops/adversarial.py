@@ -98,7 +98,7 @@ def _saturated(role, value, usual):
         return runs(*value.shape)
     if role == "packed":
         # Rows past N hold code 1, as pack_codes writes them.
-        n = next(a for a in usual if type(a) is int)
+        n = next((a for a in usual if type(a) is int), len(usual[0]))
         return ops.pack_codes(runs(n, value.shape[1]))
     if role == "prepacked":
         return _prepacked(value, usual)

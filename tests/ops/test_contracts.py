@@ -73,7 +73,20 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
         "screened_top_k": lambda: screened_arguments(x, lm_head, seed),
         "float_linear": lambda: (x, lm_head, bias, out_dtype(dtype, seed)),
         "multi_ternary_linear": lambda: multi_arguments(x_q, x_scale, (n, n // 2 + 1), dtype, seed),
+        "weight_codes_match": lambda: match_arguments(
+            weights(n, k, dtype, style, seed), granularity, seed
+        ),
     }[name]()
+
+
+def match_arguments(w, granularity, seed):
+    """Return a weight with its codes and scales, of which two seeds in three spoil some."""
+    packed, w_scale = ops.quantize_pack_weight(w, granularity)
+    if seed % 3 == 1 and packed.numel():
+        packed.view(-1)[seed % packed.numel()] ^= 1
+    if seed % 3 == 2 and w_scale.numel():
+        w_scale.view(-1)[seed % w_scale.numel()] *= 1 + 2.0**-23
+    return w, packed, w_scale, granularity
 
 
 def screened_arguments(x, weight, seed):
@@ -255,8 +268,10 @@ def differentiable(name):
 
 
 def has_floats(name):
+    """Return whether floats go in and come out: without either there is no gradient to ask for."""
     arguments = make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6)
-    return any(is_float(a) for a in tensors_of(arguments))
+    made = outputs(ops.all_ops()[name](*arguments))
+    return all(any(is_float(t) for t in some) for some in (tensors_of(arguments), made))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not differentiable(n) and has_floats(n)])

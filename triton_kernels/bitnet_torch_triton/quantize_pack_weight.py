@@ -48,7 +48,8 @@ def _ternarise_pack_kernel(
 
 
 @implement(op, backend="triton", device="cuda", also_accepts=also_accepted())
-def _launch(w: Tensor, granularity: str = "matrix") -> tuple[Tensor, Tensor]:
+def quantize_pack(w: Tensor, granularity: str = "matrix") -> tuple[Tensor, Tensor]:
+    """Ternarise and pack."""
     w = w.contiguous()
     n, k = w.shape
     scale = weight_scales(w, granularity)
