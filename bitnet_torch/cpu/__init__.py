@@ -18,6 +18,7 @@ def load() -> None:
     from bitnet_torch.cpu import (  # noqa: F401
         attention,
         bit_linear,
+        decoder_step,
         float_linear,
         glu,
         glu_norm_quantize,

@@ -15,7 +15,7 @@ from bitnet_torch.ops._registry import implement
 from bitnet_torch.ops.layouts import layout_named
 
 
-class _Matrix(ctypes.Structure):
+class MatrixArguments(ctypes.Structure):
     """``LinearArguments`` of ternary_linear.hpp."""
 
     _fields_ = (
@@ -33,7 +33,9 @@ class _Matrix(ctypes.Structure):
     )
 
 
-_kernel = function("multi_ternary_linear", POINTER, POINTER, ctypes.POINTER(_Matrix), SIZE, INT)
+_kernel = function(
+    "multi_ternary_linear", POINTER, POINTER, ctypes.POINTER(MatrixArguments), SIZE, INT
+)
 
 
 @implement(op, backend="cpu", device="cpu")
@@ -55,7 +57,7 @@ def _launch(
     biases = [None if b is None else b.contiguous() for b in bias]
     ys = [torch.empty((*rows, n), dtype=dtype, device=x_q.device) for n in N]
     matrices = [
-        _Matrix(
+        MatrixArguments(
             codes.data_ptr(),
             codes.numel(),
             scale.data_ptr(),
@@ -70,7 +72,7 @@ def _launch(
         )
         for codes, scale, b, y, n in zip(panels, scales, biases, ys, N, strict=True)
     ]
-    array = (_Matrix * len(matrices))(*matrices)
+    array = (MatrixArguments * len(matrices))(*matrices)
     status = _kernel(
         x_q.data_ptr(), x_scale.data_ptr(), array, len(matrices), torch.get_num_threads()
     )

@@ -112,6 +112,16 @@ class KVCache:
         return self._storage.dtype
 
     @property
+    def storage(self) -> Tensor:
+        """Keys and values of all layers, (layers, 2, B, kv_heads, length, head_dim)."""
+        return self._storage
+
+    @property
+    def scales(self) -> Tensor | None:
+        """Scales of an int8 cache, (layers, 2, B, kv_heads, length) float32; else None."""
+        return self._scales
+
+    @property
     def nbytes(self) -> int:
         """Bytes of keys, values and scales."""
         return self._storage.nbytes + (0 if self._scales is None else self._scales.nbytes)

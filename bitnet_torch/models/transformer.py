@@ -23,6 +23,7 @@ from bitnet_torch.models.config import ModelConfig
 from bitnet_torch.models.decoder_layer import DecoderLayer
 from bitnet_torch.models.head import logits_of
 from bitnet_torch.models.linear import LinearClass
+from bitnet_torch.models.native import run_native
 from bitnet_torch.models.padding import leading_padding, runs_of
 from bitnet_torch.models.rotary import RotaryTables
 from bitnet_torch.nn import BitLinear, FloatLinear
@@ -63,6 +64,8 @@ class Decoder(nn.Module):
 
         A sequence's first token has position 0, and so has padding before it.
         """
+        if (done := run_native(self, input_ids, first, cache)) is not None:
+            return done
         at = start + torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         positions = at if first is None else (at - first[:, None]).clamp_min(0)
         cos, sin = self.rotary(positions)
