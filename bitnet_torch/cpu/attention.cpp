@@ -40,7 +40,7 @@ struct Attention {
     float factor;
     int64_t start;
     const int64_t* first;
-    int64_t B, heads, kv_heads, T, D;
+    int64_t B, heads, kv_heads, T, D, L;
     char* out;
 
     int64_t group() const { return heads / kv_heads; }
@@ -144,7 +144,8 @@ struct Attention {
     bool run(const Block& block) const {
         const int64_t stride = round_up(seen(block), kKeyChunk), rows = round_up(block.rows, 2);
         struct Whole;
-        float* x = row_memory<Whole>(rows * (2 * width() + stride + 2) + panel_size());
+        // As much as the last token of the cache will need, so that nothing is allocated as the cache fills.
+        float* x = row_memory<Whole>(rows * (2 * width() + round_up(L, kKeyChunk) + 2) + panel_size());
         if (x == nullptr) return false;
         float *o = x + rows * width(), *s = o + rows * width(), *m = s + rows * stride, *l = m + rows, *panel = l + rows;
         load(block, x);
@@ -192,7 +193,8 @@ bool Attention::run_chunks(int threads) const {
     const int64_t n = blocks(), rows = round_up(T * group() < kBlockRows ? T * group() : kBlockRows, 2);
     const int64_t most = (start + T + kKeyChunk - 1) / kKeyChunk, stride = most * kKeyChunk;
     struct Shared;
-    float* x = row_memory<Shared>(n * rows * (width() + stride + most * (width() + 2)));
+    const int64_t last = (L + kKeyChunk - 1) / kKeyChunk;  // reserved for the last token of the cache, as above
+    float* x = row_memory<Shared>(n * rows * (width() + last * (kKeyChunk + width() + 2)));
     if (x == nullptr) return false;
     float *s = x + n * rows * width(), *m = s + n * rows * stride, *l = m + n * rows * most, *o = l + n * rows * most;
     const Dealt dealt{rows, stride, most, width(), x, s, m, l, o};
@@ -259,7 +261,7 @@ BITNET_EXPORT int bitnet_cpu_attention(const void* q, int dtype, const void* key
                           strides[8],                       strides[11], strides[12]};
     const Attention work{kernel, *kernel.attention, static_cast<const char*>(q), static_cast<DType>(dtype), strides[0],
                          strides[1], strides[2], key_side, value_side, key_scale != nullptr, factor, *start, first, B, heads,
-                         kv_heads, T, D, static_cast<char*>(out)};
+                         kv_heads, T, D, L, static_cast<char*>(out)};
     threads = useful_threads(clamp_threads(threads), B * heads * T * (*start + T) * D);
     bool whole = threads == 1 || work.blocks() >= threads * kMostThreads;
     // Blocks that begin in the padding are cut up, which only the other way knows.
