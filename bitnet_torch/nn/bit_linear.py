@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.nn._autocast import autocast_input
 from bitnet_torch.nn.code_cache import cached
+from bitnet_torch.nn.gathered_weight import GatheredWeight
 from bitnet_torch.nn.packed_bit_linear import PackedBitLinear
 from bitnet_torch.ops._checks import check_features, check_k
 from bitnet_torch.ops.quantize_activation import quantize_activation
@@ -100,6 +101,8 @@ class BitLinear(nn.Linear):
         Raises:
             QuantizationError: A weight is not finite.
         """
+        if isinstance(self.weight, GatheredWeight):
+            return self.weight.packed, self.weight.w_scale
         weight = self.weight.detach()
         if (cache := cached(self, weight)) is not None:
             return cache.codes(self, weight, self.granularity)

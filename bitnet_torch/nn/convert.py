@@ -84,12 +84,35 @@ def convert(
             contradict each other.
         ShapeError: A layer does not fit the quantiser; no layer is converted.
     """
-    for name, patterns in (("exclude", exclude), ("rotate", rotate)):
-        if isinstance(patterns, str) or not isinstance(patterns, Sequence):
-            raise ConfigurationError(f"{name} must be a sequence of patterns, got {patterns!r}")
+    if isinstance(rotate, str) or not isinstance(rotate, Sequence):
+        raise ConfigurationError(f"rotate must be a sequence of patterns, got {rotate!r}")
     form = TernaryForm(granularity, quantizer, activation_bits)
+    layers, skipped = convertible(model, exclude)
+    names = _names(model)
+    rotated = {n: any(_matches(p, names[m]) for p in rotate) for n, m in layers.items()}
+    for name, module in layers.items():
+        form.check(name, module, rotated[name])
+    for name, module in layers.items():
+        form.give(module, rotated[name])
+    weights = sum(module.weight.numel() for module in layers.values())
+    report = ConversionReport(tuple(layers), tuple(skipped), weights)
+    if not layers:
+        raise ConfigurationError(f"no nn.Linear to convert in {type(model).__name__}: {report}")
+    return report
+
+
+def convertible(
+    model: nn.Module, exclude: Sequence[str]
+) -> tuple[dict[str, nn.Linear], list[Skipped]]:
+    """Return the layers that can become ternary by name, and the linear-like others with reasons.
+
+    Raises:
+        ConfigurationError: ``exclude`` is not a sequence of patterns.
+    """
+    if isinstance(exclude, str) or not isinstance(exclude, Sequence):
+        raise ConfigurationError(f"exclude must be a sequence of patterns, got {exclude!r}")
     owners, bypassed = _weight_owners(model), _bypassed(model)
-    layers: dict[str, tuple[nn.Linear, bool]] = {}
+    layers: dict[str, nn.Linear] = {}
     skipped: list[Skipped] = []
     for module, names in _names(model).items():
         if not _is_linear_like(module):
@@ -97,17 +120,9 @@ def convert(
         reason = bypassed.get(module) or _reason_to_skip(names, module, exclude, owners)
         if reason or not isinstance(module, nn.Linear):
             skipped.append(Skipped(names[0], reason or "is no nn.Linear"))
-            continue
-        rotated = any(_matches(pattern, names) for pattern in rotate)
-        form.check(names[0], module, rotated)
-        layers[names[0]] = module, rotated
-    for module, rotated in layers.values():
-        form.give(module, rotated)
-    weights = sum(module.weight.numel() for module, _ in layers.values())
-    report = ConversionReport(tuple(layers), tuple(skipped), weights)
-    if not layers:
-        raise ConfigurationError(f"no nn.Linear to convert in {type(model).__name__}: {report}")
-    return report
+        else:
+            layers[names[0]] = module
+    return layers, skipped
 
 
 def _matches(pattern: str, names: list[str]) -> bool:

@@ -33,18 +33,52 @@ def latent_weight(t: Tensor, w_scale: Tensor) -> Tensor:
     Raises:
         QuantizationError: There are no such weights, e.g. all codes are zero.
     """
+    w, met = _build(t, w_scale)
+    if not bool(met.all()):
+        raise _none_exist(t, w_scale[~met.reshape(w_scale.shape)])
+    return w
+
+
+def near_latent_weight(t: Tensor, w_scale: Tensor) -> Tensor:
+    """Return float32 weights that quantise to ``t`` and to ``w_scale`` or a float beside it.
+
+    Not every float32 is a mean that the fixed-point sum can have. Arguments and errors are those
+    of :func:`latent_weight`.
+    """
+    w, met = _build(t, w_scale)
+    for direction in (math.inf, -math.inf):
+        if bool(met.all()):
+            return w
+        beside = torch.nextafter(w_scale, torch.full_like(w_scale, direction))
+        other, other_met = _build(t, beside)
+        w = torch.where(_by_row(met, t), w, other)
+        met = met | other_met
+    if not bool(met.all()):
+        raise _none_exist(t, w_scale[~met.reshape(w_scale.shape)])
+    return w
+
+
+def _by_row(met: Tensor, t: Tensor) -> Tensor:
+    return met[:, None] if len(met) == len(t) else met
+
+
+def _none_exist(t: Tensor, scales: Tensor) -> QuantizationError:
+    return QuantizationError(
+        f"no float32 weights of shape {tuple(t.shape)} quantise to these codes with scale "
+        f"{scales.reshape(-1)[0].item()!r}"
+    )
+
+
+def _build(t: Tensor, w_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights for ``t`` and, by scale, whether they have these codes and this scale."""
     granularity = "row" if w_scale.numel() > 1 else "matrix"
     groups = t if granularity == "row" else t.reshape(1, -1)
     scales = w_scale.reshape(-1).tolist()
     rows = [_latent_group(codes, scale) for codes, scale in zip(groups, scales, strict=True)]
     w = torch.stack(rows).reshape(t.shape)
     t_again, scale_again = quantize_weight(w, granularity)
-    if not (torch.equal(t_again, t) and torch.equal(scale_again.reshape(-1), w_scale.reshape(-1))):
-        raise QuantizationError(
-            f"no float32 weights of shape {tuple(t.shape)} quantise to these codes with scale "
-            f"{w_scale.reshape(-1)[0].item()!r} (got {scale_again.reshape(-1)[0].item()!r})"
-        )
-    return w
+    same_codes = (t_again == t).reshape(groups.shape).all(1)
+    return w, same_codes & (scale_again.reshape(-1) == w_scale.reshape(-1))
 
 
 def _latent_group(codes: Tensor, scale: float) -> Tensor:

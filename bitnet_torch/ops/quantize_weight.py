@@ -80,20 +80,38 @@ def quantize_weight(w: Tensor, granularity: str = "matrix") -> tuple[Tensor, Ten
         scale = torch.full(rows.shape[:1], MIN_SCALE, dtype=torch.float32, device=w.device)
     else:
         scale = _mean_magnitude(w, rows.abs())
+    return codes_of(w, scale), scale if granularity == "row" else scale.reshape(())
+
+
+def codes_of(w: Tensor, scale: Tensor) -> Tensor:
+    """Return the codes int8 (N, K) of float32 ``w`` for scales (1,) or (N,)."""
     half = (scale * 0.5)[:, None]
-    t = (w > half).to(torch.int8) - (w < -half).to(torch.int8)
-    return t, scale if granularity == "row" else scale.reshape(())
+    return (w > half).to(torch.int8) - (w < -half).to(torch.int8)
 
 
 def _mean_magnitude(w: Tensor, magnitude: Tensor) -> Tensor:
     peak = magnitude.amax(-1)
     raise_if_not_finite(w, peak)
-    a = peak.clamp_min(MIN_SCALE)
-    p = 30 - frexp_exponent(a)
-    total = (magnitude * pow2(p)[:, None]).round().to(torch.int64).sum(-1)
-    numel = torch.full_like(a, magnitude.shape[1])
-    mean = total.to(torch.float32) / numel * pow2(-p)
-    return torch.where(peak < MIN_SCALE, torch.full_like(a, MIN_SCALE), mean.clamp_min(MIN_SCALE))
+    total = in_units(magnitude, peak[:, None]).sum(-1)
+    return scale_of_sum(peak, total, magnitude.shape[1])
+
+
+def in_units(magnitude: Tensor, peak: Tensor) -> Tensor:
+    """Return rne(|W| * 2^p) as int64, p from the largest magnitude ``peak``, which broadcasts."""
+    return (magnitude * pow2(_power(peak))).round().to(torch.int64)
+
+
+def scale_of_sum(peak: Tensor, total: Tensor, numel: Tensor | int) -> Tensor:
+    """Return the float32 scales of matrices or rows from their peaks and sums ``in_units``."""
+    count = torch.as_tensor(numel, dtype=torch.float32, device=peak.device)
+    mean = total.to(torch.float32) / count * pow2(-_power(peak))
+    return torch.where(
+        peak < MIN_SCALE, torch.full_like(peak, MIN_SCALE), mean.clamp_min(MIN_SCALE)
+    )
+
+
+def _power(peak: Tensor) -> Tensor:
+    return 30 - frexp_exponent(peak.clamp_min(MIN_SCALE))
 
 
 def raise_if_not_finite(w: Tensor, peak: Tensor) -> None:

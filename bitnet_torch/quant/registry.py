@@ -8,10 +8,23 @@ from types import MappingProxyType
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.quant.data_free import TWN, Absmean, Absmedian, Binary, ExactL2
 from bitnet_torch.quant.learnable import LSQ, SEQ, SEQ2
+from bitnet_torch.quant.post_training import Alternating, Asymmetric
 from bitnet_torch.quant.weight import WeightQuantizer
 
+_KINDS = (
+    Absmean,
+    Absmedian,
+    TWN,
+    ExactL2,
+    Alternating,
+    Asymmetric,
+    Binary,
+    LSQ,
+    SEQ,
+    SEQ2,
+)
 QUANTIZERS: Mapping[str, type[WeightQuantizer]] = MappingProxyType(
-    {kind.name: kind for kind in (Absmean, Absmedian, TWN, ExactL2, Binary, LSQ, SEQ, SEQ2)}
+    {kind.name: kind for kind in _KINDS}
 )
 
 

@@ -9,6 +9,7 @@ general-purpose compressors.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -30,8 +31,14 @@ from bitnet_torch.train.data import load_corpus
 from bitnet_torch.train.evaluate import bits_per_byte
 from bitnet_torch.train.optimizer import make_optimizer
 from bitnet_torch.train.settings import threads
-from bitnet_torch.train.ternarise import METHODS, ternarised
+from bitnet_torch.train.ternarise import ternarise
 
+RIVALS = {
+    "absmean matrix": ("absmean", "matrix"),
+    "absmean row": ("absmean", "row"),
+    "TWN row": ("twn", "row"),
+    "exact L2 row": ("exact-l2", "row"),
+}
 MODEL_FILES = ("config.json", "model.safetensors")
 
 
@@ -88,7 +95,10 @@ def make_card(packed_run: Path, twin_run: Path, *, command: str, preset: str) ->
             bytes=(packed_run / "model" / "model.safetensors").stat().st_size,
             packed=packed,
             twin=_score(twin, held_out, config),
-            ternarised={m: _score(ternarised(twin, m), held_out, config) for m in METHODS},
+            ternarised={
+                name: _score(_ternarised(twin, *rule), held_out, config)
+                for name, rule in RIVALS.items()
+            },
             compressors=compressed_bits_per_byte(bytes(held_out.to(torch.uint8).numpy())),
             run=record,
             twin_seconds=twin_record["seconds"],
@@ -186,6 +196,12 @@ def _facts(card: ModelCard) -> dict[str, str]:
 
 def _rows(table: dict[str, str]) -> str:
     return "\n".join(f"| {left} | {right} |" for left, right in table.items())
+
+
+def _ternarised(model: CausalLM, method: str, granularity: str) -> CausalLM:
+    rival = copy.deepcopy(model)
+    ternarise(rival, method, granularity)
+    return rival
 
 
 def _score(model: nn.Module, held_out: Tensor, config: TrainConfig) -> float:

@@ -168,7 +168,7 @@ def test_only_the_gradients_that_are_wanted_are_made(wants):
 def test_live_bytes_between_forward_and_backward_stay_within_the_formula(dtype, m, k, n, rows):
     layer = BitLinear(k, n, dtype=dtype, granularity="row" if rows else "matrix")
     x = torch.randn(m, k, dtype=dtype, requires_grad=True)
-    layer(x)  # the kernels' working memory stays, and is nobody's saved tensor
+    layer(x)  # what kernels work in is lent to them by the pool, which keeps it
     gc.collect()
     before = storages()
     y = layer(x)

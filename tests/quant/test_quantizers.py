@@ -19,7 +19,7 @@ from bitnet_torch.quant import (
 from tests.bits import same_bits
 
 PARTS = [("matrix", None), ("row", None), ("group", 8)]
-TERNARY = [name for name in QUANTIZERS if name != "seq-2"]
+TERNARY = [name for name in QUANTIZERS if make_quantizer(name).not_packable is None]
 
 
 def made(name, w, granularity="matrix", group_size=None):
@@ -60,6 +60,25 @@ def by_exact_l2(row):
     return best[1:]
 
 
+def by_alternating(row):
+    scale, codes = row.abs().mean(), None
+    for _ in range(64):
+        codes = (row / scale).round().clamp(-1, 1)
+        scale = (row @ codes) / (codes @ codes)
+    return codes, scale
+
+
+def by_asymmetric(row):
+    offset = row.mean()
+    scale = (row - offset).abs().mean()
+    for _ in range(64):
+        codes = ((row - offset) / scale).round().clamp(-1, 1)
+        # Least squares on the columns (codes, 1).
+        columns = torch.stack([codes, torch.ones_like(codes)], 1)
+        scale, offset = torch.linalg.lstsq(columns, row[:, None]).solution[:, 0]
+    return codes, scale
+
+
 def by_binary(row):
     return torch.where(row > row.mean(), 1.0, -1.0), row.abs().mean()
 
@@ -85,6 +104,8 @@ SOURCES = {
     "absmedian": by_absmedian,
     "twn": by_twn,
     "exact-l2": by_exact_l2,
+    "alternating": by_alternating,
+    "asymmetric": by_asymmetric,
     "binary": by_binary,
     "lsq": by_lsq,
     "seq": by_seq,

@@ -9,10 +9,9 @@ import pytest
 from bitnet_torch.errors import CheckpointError, ConfigurationError
 from bitnet_torch.io.checkpoint import load_pretrained
 from bitnet_torch.train import train
-from bitnet_torch.train.card import make_card, publish, restore_float
+from bitnet_torch.train.card import RIVALS, make_card, publish, restore_float
 from bitnet_torch.train.compression import compressed_bits_per_byte
 from bitnet_torch.train.data import load_corpus
-from bitnet_torch.train.ternarise import METHODS
 from tests.train.plays import tiny_config
 
 
@@ -34,7 +33,7 @@ def test_the_card_holds_the_figures_of_both_runs_and_every_rival(card, runs):
     assert card.packed == recorded["held_out_bits_per_byte"]
     twin = json.loads((runs / "twin" / "result.json").read_text())
     assert card.twin == twin["held_out_bits_per_byte"]
-    assert set(card.ternarised) == set(METHODS)
+    assert set(card.ternarised) == set(RIVALS)
     assert set(card.compressors) == {"gzip", "xz"}
 
 

@@ -1,93 +1,158 @@
-import itertools
+"""Whole models ternarised after training, in each of the three forms."""
+
+import copy
+import json
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from bitnet_torch.errors import ConfigurationError
-from bitnet_torch.nn import BitLinear
+from bitnet_torch.errors import ConfigurationError, QuantizationError, ShapeError
+from bitnet_torch.nn import BitLinear, PackedBitLinear, convert, pack
 from bitnet_torch.ops import unpack_codes
-from bitnet_torch.train.ternarise import METHODS, exact_l2_row, ternarised, twn_row
+from bitnet_torch.quant import make_quantizer, quantize_on_data, weight_error
+from bitnet_torch.quant.gram import gram_matrices
+from bitnet_torch.train.ternarise import DATA_FREE, METHODS, ternarise
 from tests.bits import same_bits
+from tests.models.tiny import tiny_model
+
+UP = "model.layers.1.mlp.up_proj"
+IDS = torch.arange(12).reshape(2, 6)
+PARTS = [("matrix", None), ("row", None), ("group", 8)]
 
 
-def error(weight, approximation):
-    return (weight.double() - approximation.double()).square().sum().item()
+def float_model():
+    return tiny_model(nn.Linear)
 
 
+@pytest.mark.parametrize("parts", PARTS, ids=[p[0] for p in PARTS])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("rows", [1, 5])
-@pytest.mark.parametrize("columns", [1, 2, 7, 64])
-def test_each_row_is_one_magnitude_times_codes(method, rows, columns):
-    result = METHODS[method](torch.randn(rows, columns))
-    for row in result:
-        assert len(row.abs()[row != 0].unique()) <= 1
+def test_float_form_holds_what_the_rule_gives_and_the_head_stays(method, parts):
+    before, model = float_model(), float_model()
+    report = ternarise(model, method, parts[0], group_size=parts[1], calibration=[IDS])
+    old, new = (m.get_submodule(UP).weight.detach() for m in (before, model))
+    if method == "gram":
+        gram = gram_matrices(before, {UP: before.get_submodule(UP)}, [IDS])[UP]
+        expected = quantize_on_data(old, gram, *parts)
+    else:
+        expected = make_quantizer(method, *parts).quantize(old)
+    assert same_bits(new, expected.dense())
+    assert same_bits(model.lm_head.weight.detach(), before.lm_head.weight.detach())
+    (row,) = (layer for layer in report.layers if layer.name == UP)
+    assert row.error == weight_error(old, expected.dense())
+    assert row.zeros == expected.codes.eq(0).sum().item() / expected.codes.numel()
+    assert 0 < row.output_error < 1
+    assert [s.name for s in report.skipped] == ["lm_head"]
+    assert f"{row.error.relative_error:.4f}" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["layers"][0]["name"] == report.layers[0].name
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_zero_matrix_stays_zero(method):
-    assert not METHODS[method](torch.zeros(3, 4)).any()
+@pytest.mark.parametrize("granularity", ["matrix", "row"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "asymmetric"])
+def test_packed_and_latent_form_have_the_codes_and_the_bits_of_each_other(method, granularity):
+    dense, packed, latent = float_model(), float_model(), float_model()
+    parameters = dict(latent.named_parameters())
+    for model, form in ((dense, "float"), (packed, "packed"), (latent, "latent")):
+        ternarise(model, method, granularity, form=form, calibration=[IDS])
+    layer = packed.get_submodule(UP)
+    assert type(layer) is PackedBitLinear
+    assert type(latent.get_submodule(UP)) is BitLinear
+    assert all(parameters[name] is p for name, p in latent.named_parameters())
+    scale = layer.weight_scale if granularity == "matrix" else layer.weight_scale[:, None]
+    codes = unpack_codes(layer.weight, layer.out_features)
+    assert same_bits(dense.get_submodule(UP).weight.detach(), codes * scale)
+    before = latent(IDS).detach()
+    pack(latent)
+    assert same_bits(latent(IDS), before)
+    repacked = latent.get_submodule(UP)
+    assert same_bits(repacked.weight, layer.weight)
+    # Not every float32 is the mean of float32 numbers; where one is not, the next one is taken.
+    apart = repacked.weight_scale.view(torch.int32) - layer.weight_scale.view(torch.int32)
+    assert bool((apart.abs() <= 1).all())
 
 
-def test_twn_has_the_value_worked_out_by_hand():
-    # mean 2.5, threshold 1.75: 2, 3 and 4 stay, and their mean is 3.
-    assert torch.equal(
-        twn_row(torch.tensor([[1.0, -2.0, 3.0, -4.0]])), torch.tensor([[0.0, -3.0, 3.0, -3.0]])
-    )
+def test_absmean_of_a_matrix_is_what_convert_and_pack_make():
+    model, converted = float_model(), float_model()
+    ternarise(model, "absmean", "matrix", form="packed")
+    convert(converted)
+    pack(converted)
+    assert same_bits(model(IDS), converted(IDS))
 
 
-def test_exact_has_the_value_worked_out_by_hand():
-    # Squared sums over counts: 4^2/1 = 16, 7^2/2 = 24.5, 8^2/3 = 21.3: two are kept.
-    assert torch.equal(
-        exact_l2_row(torch.tensor([[1.0, -4.0, 3.0]])), torch.tensor([[0.0, -3.5, 3.5]])
-    )
+def test_calibrated_codes_change_the_outputs_least():
+    reports = {
+        m: ternarise(float_model(), m, "row", calibration=[IDS]) for m in ("exact-l2", "gram")
+    }
+    total = {m: sum(layer.output_error for layer in r.layers) for m, r in reports.items()}
+    assert total["gram"] < total["exact-l2"]
+    errors = [[layer.error.relative_error for layer in r.layers] for r in reports.values()]
+    assert all(plain <= data for plain, data in zip(*errors, strict=True))
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(-9, 9), min_size=1, max_size=6))
-def test_no_codes_and_scale_are_nearer_than_the_exact_ones(values):
-    weight = torch.tensor([values], dtype=torch.float32)
-    best = min(
-        error(weight, torch.tensor([codes]) * scale)
-        for codes in itertools.product((-1.0, 0.0, 1.0), repeat=len(values))
-        for scale in [_best_scale(values, codes)]
-    )
-    # Float32 rounds the scale once: an error of 2^-24 of it per element, squared, is below this.
-    assert error(weight, exact_l2_row(weight)) <= best + len(values) * 81 * 2**-22
+def test_a_layer_in_two_places_is_packed_once_and_a_bias_is_kept():
+    inner = nn.Linear(8, 8)
+    model = nn.ModuleDict({"a": inner, "b": inner, "c": nn.Linear(8, 4)})
+    bias = inner.bias.detach().clone()
+    report = ternarise(model, form="packed", exclude=("c",))
+    assert model["a"] is model["b"]
+    assert type(model["a"]) is PackedBitLinear
+    assert same_bits(model["a"].bias, bias)
+    assert [layer.name for layer in report.layers] == ["a"]
+    assert type(model["c"]) is nn.Linear
 
 
-def _best_scale(values, codes):
-    used = sum(c * c for c in codes)
-    return sum(v * c for v, c in zip(values, codes, strict=True)) / used if used else 0.0
+def test_without_data_nothing_is_said_of_outputs():
+    report = ternarise(float_model())
+    assert {layer.output_error for layer in report.layers} == {None}
 
 
-def test_the_methods_stand_in_the_known_order_on_gaussian_weights():
-    weight = torch.randn(64, 512)
-    errors = [error(weight, METHODS[m](weight)) for m in ("exact L2 row", "TWN row", "absmean row")]
-    assert errors == sorted(errors)
-    assert torch.unique(errors[0] < torch.tensor(errors[1:])).tolist() == [True]
+def test_the_error_of_outputs_is_relative_to_the_outputs_on_the_data():
+    model = nn.Sequential(nn.Linear(6, 5, bias=False))
+    x, w = torch.randn(40, 6), model[0].weight.detach().clone()
+    (layer,) = ternarise(model, calibration=[x]).layers
+    outputs, change = x @ w.T, x @ (w - model[0].weight.detach()).T
+    # Sums of 40 products in float32.
+    want = (change.norm() / outputs.norm()).item()
+    assert layer.output_error == pytest.approx(want, rel=40 * 2**-22)
 
 
-def test_a_model_is_ternarised_in_a_copy_and_its_head_stays():
-    model = nn.ModuleDict({"body": nn.Linear(8, 8), "lm_head": nn.Linear(8, 4)})
-    before = model["body"].weight.detach().clone()
-    copy = ternarised(model, "exact L2 row")
-    assert same_bits(model["body"].weight.detach(), before)
-    assert same_bits(copy["body"].weight.detach(), exact_l2_row(before))
-    assert same_bits(copy["lm_head"].weight.detach(), model["lm_head"].weight.detach())
+def test_an_error_leaves_the_model_as_it_was():
+    model = float_model()
+    with torch.no_grad():
+        model.get_submodule(UP).weight[1, 2] = float("nan")
+    before = copy.deepcopy(model)
+    with pytest.raises(QuantizationError, match=rf"{UP}: .*\[1, 2\]"):
+        ternarise(model, form="packed")
+    for (name, kept), old in zip(model.named_parameters(), before.parameters(), strict=True):
+        assert same_bits(kept.detach(), old.detach()), name
 
 
-def test_absmean_of_a_matrix_is_what_bit_linear_would_use():
-    layer = BitLinear(16, 8)
-    packed = layer.packed()
-    used = unpack_codes(packed.weight, 8) * packed.weight_scale
-    assert same_bits(METHODS["absmean matrix"](layer.weight.detach()), used)
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"method": "gptq"}, "got 'gptq'"),
+        ({"form": "dense"}, "form must be one of"),
+        ({"method": "gram"}, "'gram' needs calibration data"),
+        ({"method": "asymmetric", "form": "packed"}, "form must be 'float', got 'packed': asymm"),
+        ({"granularity": "group", "group_size": 8, "form": "packed"}, "not per group"),
+        ({"granularity": "group"}, "group_size must be given"),
+        ({"exclude": "lm_head"}, "exclude must be a sequence"),
+        ({"exclude": ("*",)}, r"no nn\.Linear"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(wanted, message):
+    with pytest.raises(ConfigurationError, match=message):
+        ternarise(float_model(), **wanted)
 
 
-def test_an_unknown_method_and_a_model_without_layers_are_refused():
-    with pytest.raises(ConfigurationError, match="got 'gptq'"):
-        ternarised(nn.Linear(2, 2), "gptq")
-    with pytest.raises(ConfigurationError, match=r"no nn\.Linear"):
-        ternarised(nn.ReLU(), "TWN row")
+def test_other_refusals_name_what_is_wrong():
+    with pytest.raises(ShapeError, match="group_size=5"):
+        ternarise(float_model(), granularity="group", group_size=5)
+    with pytest.raises(ConfigurationError, match="itself the layer"):
+        ternarise(nn.Linear(4, 4), form="packed")
+    with pytest.raises(ConfigurationError, match=r"must be float32 .* got torch\.bfloat16"):
+        ternarise(float_model().to(torch.bfloat16), form="latent")
+
+
+def test_every_data_free_method_is_a_quantiser():
+    assert [make_quantizer(name).name for name in DATA_FREE] == list(DATA_FREE)

@@ -17,7 +17,7 @@ from bitnet_torch.train.checkpoint import list_checkpoints, load_checkpoint
 from bitnet_torch.train.data import load_corpus
 from bitnet_torch.train.metrics import read_metrics
 from bitnet_torch.train.optimizer import make_optimizer
-from bitnet_torch.train.ternarise import ternarised
+from bitnet_torch.train.ternarise import ternarise
 from tests.bits import same_bits
 from tests.train.plays import tiny_config
 
@@ -200,7 +200,8 @@ def test_quantisation_aware_training_beats_ternarising_afterwards(tmp_path):
             optimizer=rate,
         )
         figures[name] = train(run).held_out_bits_per_byte
-    afterwards = ternarised(restore_float(tmp_path / "float"), "absmean matrix")
+    afterwards = restore_float(tmp_path / "float")
+    ternarise(afterwards, "absmean", "matrix")
     held_out = load_corpus(run.data).held_out
     ternarised_bits = bits_per_byte(afterwards, held_out, 32, 16)
     assert figures["ternary"] < ternarised_bits
