@@ -96,6 +96,12 @@ class ConfigurationError(BitNetError, ValueError):
     kind = "configuration"
 
 
+class DivergenceError(BitNetError, RuntimeError):
+    """Training has left the path: a loss or gradient is not finite, or far from those before."""
+
+    kind = "divergence"
+
+
 class GenerationError(BitNetError, ValueError):
     """A prompt or a sampling setting cannot be used."""
 

@@ -50,7 +50,7 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
 def print_summary(result: RunResult) -> None:
     print(
         f"{result.steps} steps, {result.tokens / 1e6:.1f} M bytes, {result.seconds / 60:.1f} min\n"
-        f"held-out text: {result.held_out_bits_per_byte:.4f} bits/byte ({result.form} weights)\n"
+        f"held-out text: {result.bits:.4f} bits/byte ({result.form} weights)\n"
         f"model: {result.model}\n"
         f"curve: {result.out}/curve.png"
     )

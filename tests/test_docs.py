@@ -19,6 +19,7 @@ from bitnet_torch.train.config import (
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
+    TernaryConfig,
     TrainConfig,
 )
 
@@ -28,6 +29,7 @@ SECTIONS = {
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
+    "ternary": TernaryConfig,
     "run": RunConfig,
 }
 TYPES = {

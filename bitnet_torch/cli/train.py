@@ -15,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         subparsers,
         "train",
         run,
-        purpose="train a byte-level ternary model on text files",
+        purpose="train a ternary language model on text or token files",
         example="bitnet train --config examples/presets/shakespeare-5min.toml",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, in TOML")
@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
         write_json(asdict(result))
         return 0
     write(
-        f"held-out text: {result.held_out_bits_per_byte:.3f} bits/byte over "
-        f"{result.held_out_bytes:,} bytes, after {result.steps:,} steps\n"
-        f"model: {result.model}\n"
-        f"try:   bitnet generate {result.model} 'My lord, ' --temperature 0.7\n"
+        f"held-out text: {result.summary}, after {result.steps:,} steps\n"
+        f"model: {result.model or 'none was written; the checkpoints hold it'}\n"
     )
+    if result.model and result.unit == "byte":
+        write(f"try:   bitnet generate {result.model} 'My lord, ' --temperature 0.7\n")
     return 0

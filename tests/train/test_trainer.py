@@ -11,7 +11,7 @@ from bitnet_torch.io.checkpoint import load_pretrained
 from bitnet_torch.memory import HybridMemoryPool, with_recovery
 from bitnet_torch.models import CausalLM
 from bitnet_torch.nn import BitLinear, PackedBitLinear
-from bitnet_torch.train import bits_per_byte, train, trainer
+from bitnet_torch.train import bits_per_byte, switch, train, trainer
 from bitnet_torch.train.card import restore_float
 from bitnet_torch.train.checkpoint import list_checkpoints, load_checkpoint
 from bitnet_torch.train.data import load_corpus
@@ -42,7 +42,8 @@ def trained_form(config):
 def test_a_run_leaves_its_model_its_record_its_metrics_and_its_curve(config, result, tmp_path):
     out = Path(config.run.out)
     names = {p.name for p in out.iterdir()}
-    assert names == {"checkpoints", "metrics.jsonl", "curve.png", "model", "result.json"}
+    pictures = {"curve.png", "telemetry.png"}
+    assert names == {"checkpoints", "metrics.jsonl", "model", "result.json"} | pictures
     record = json.loads((out / "result.json").read_text())
     assert record["steps"] == result.steps == 24
     assert record["tokens"] == 24 * 4 * 32
@@ -95,14 +96,14 @@ def test_the_record_is_the_figure_of_the_exported_model_over_the_whole_text(conf
 def test_the_switch_keeps_parameters_and_moments(config, tmp_path, monkeypatch):
     seen = {}
 
-    def spy(model):
+    def spy(model, **settings):
         seen["before"] = {n: p for n, p in model.named_parameters()}
-        report = convert(model)
+        report = convert(model, **settings)
         seen["after"] = {n: p for n, p in model.named_parameters()}
         return report
 
-    convert = trainer.convert
-    monkeypatch.setattr(trainer, "convert", spy)
+    convert = switch.convert
+    monkeypatch.setattr(switch, "convert", spy)
     run = tiny_config(tmp_path / "plays", tmp_path / "out", schedule={"steps": 13})
     steps = []
     monkeypatch.setattr(
@@ -191,11 +192,11 @@ def test_quantisation_aware_training_beats_ternarising_afterwards(tmp_path):
     every = {"eval_every": 120, "checkpoint_every": 120}
     rate = {"learning_rate": 8e-3}
     figures = {}
-    for name, switch in (("float", 120), ("ternary", 60)):
+    for name, start in (("float", 120), ("ternary", 60)):
         run = tiny_config(
             tmp_path / "plays",
             tmp_path / name,
-            schedule={**shape, "qat_start": switch},
+            schedule={**shape, "qat_start": start},
             run=every,
             optimizer=rate,
         )
@@ -211,13 +212,17 @@ def test_quantisation_aware_training_beats_ternarising_afterwards(tmp_path):
 
 def test_matrices_decay_and_norms_and_embeddings_do_not(config):
     model = CausalLM(config.model, linear=nn.Linear)
-    decays, stays = make_optimizer(model, config.optimizer).param_groups
+    groups = {g["kind"]: g for g in make_optimizer(model, config.optimizer).param_groups}
     names = {id(p): n for n, p in model.named_parameters()}
-    assert decays["weight_decay"] == config.optimizer.weight_decay
-    assert stays["weight_decay"] == 0
-    assert all(names[id(p)].endswith("proj.weight") for p in decays["params"])
-    assert all("norm" in names[id(p)] or "embed" in names[id(p)] for p in stays["params"])
-    assert len(names) == len(decays["params"]) + len(stays["params"])
+    assert {kind: g["weight_decay"] for kind, g in groups.items()} == {
+        "matrices": config.optimizer.weight_decay,
+        "embeddings": 0,
+        "norms": 0,
+    }
+    assert all(names[id(p)].endswith("proj.weight") for p in groups["matrices"]["params"])
+    assert all("norm" in names[id(p)] for p in groups["norms"]["params"])
+    assert [names[id(p)] for p in groups["embeddings"]["params"]] == ["model.embed_tokens.weight"]
+    assert len(names) == sum(len(g["params"]) for g in groups.values())
 
 
 def test_a_run_that_runs_out_of_memory_recovers_and_keeps_its_own_steps(
