@@ -1,25 +1,16 @@
 """The example scripts run as they are, on a small text and a small preset."""
 
-import importlib.util
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
 from bitnet_torch.train import TrainConfig
+from tests.examples.scripts import EXAMPLES, script
 from tests.train.plays import EXCERPT, tiny_values
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 PRESETS = EXAMPLES / "presets"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.toml")), ids=lambda p: p.stem)
