@@ -12,6 +12,7 @@
     print(tracker.profile_report())
 """
 
+from bitnet_torch.memory.account import Account
 from bitnet_torch.memory.config import MemoryPoolConfig, PressureThresholds, TrackingConfig
 from bitnet_torch.memory.hooks import LeaseEvent
 from bitnet_torch.memory.leaks import Leak, LeakReport
@@ -26,6 +27,7 @@ from bitnet_torch.memory.stats import MemoryStats
 from bitnet_torch.memory.tracker import MemoryTracker
 
 __all__ = [
+    "Account",
     "Diff",
     "HybridMemoryPool",
     "Leak",

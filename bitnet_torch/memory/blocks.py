@@ -26,9 +26,9 @@ class Block:
     Attributes:
         key: Which free list it belongs to.
         storage: A uint8 tensor over all of it, never handed out.
-        poisoned: Whether it was filled with poison when it was released.
+        poisoned_by: Tag of the lease at whose release it was filled with poison; None: it is not.
         tag: Of the lease that has it, or had it last.
-        nbytes: Of that lease.
+        nbytes: Of the lease that has it; 0 if none has.
         born_ns: When the lease that has it was taken; 0 if none has, or it is not remembered.
         site: The line that took it; None unless that is remembered.
         adopted: Whether somebody else made it, who keeps it after its lease.
@@ -40,7 +40,7 @@ class Block:
         "born_ns",
         "key",
         "nbytes",
-        "poisoned",
+        "poisoned_by",
         "site",
         "storage",
         "tag",
@@ -50,7 +50,7 @@ class Block:
         self.key = key
         self.storage = storage
         self.adopted = adopted
-        self.poisoned = False
+        self.poisoned_by: str | None = None
         self.tag = ""
         self.nbytes = 0
         self.born_ns = 0
@@ -159,6 +159,7 @@ class BlockStore:
         """Take a block back: into its free list, or to wait, or to be forgotten."""
         counters = self._counters[block.key[0]]
         size = block.key[1]
+        block.nbytes = 0
         if not keep:
             self._forget(block)
         elif pending:

@@ -21,11 +21,7 @@ def explain_oom(tracker: MemoryTracker, pool: HybridMemoryPool, error: BaseExcep
         lines.append(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
     for device in pool.used_devices() or [pool.config.device]:
         lines += _device(pool.get_stats(device))
-    tags: dict[str, int] = {}
-    for row in pool.lease_rows():
-        if row.ended_ns is None:
-            tags[row.tag] = tags.get(row.tag, 0) + row.nbytes
-    lines += _ranking("leases", tags)
+    lines += _ranking("leases", {tag: n for tag, (n, _) in pool.lease_tags().items()})
     if tracker.backend is None:
         lines.append(
             "which modules and lines hold it is not known: no tracker was running; "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from bitnet_torch.memory.text_table import shown_bytes
 
 if TYPE_CHECKING:
+    from bitnet_torch.memory.account import Account
     from bitnet_torch.memory.leaks import LeakReport
     from bitnet_torch.memory.records import Tally
     from bitnet_torch.memory.report import Report
@@ -53,6 +54,7 @@ def render(report: Report, leaks: LeakReport | None = None) -> str:
         f"Counted: {counted} ({escape(report.source)}).</p>",
         *_timeline(report),
         *_leaks(leaks),
+        *_account(report.account),
         *_tallies("Modules", report.modules),
         *_tallies("Operators", report.ops),
         *_sites(report),
@@ -88,6 +90,16 @@ def _thinned(points: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     step = -(-len(points) // _POINTS) or 1
     runs = (points[i : i + step] for i in range(0, len(points), step))
     return [max(run, key=lambda point: point[1]) for run in runs]
+
+
+def _account(account: Account | None) -> Iterable[str]:
+    if account is None:
+        return
+    yield f"<h2>What the memory is for</h2><p>{shown_bytes(account.total)} live "
+    yield f"{escape(account.moment)}, the fullest of these moments.</p>"
+    parts = [*account.parts.items(), ("unexplained", account.unexplained)]
+    shown = [(shown_bytes(n), f"{n / max(account.total, 1):.1%}", name) for name, n in parts]
+    yield from _table(("bytes", "share", "for"), shown)
 
 
 def _leaks(report: LeakReport | None) -> Iterable[str]:

@@ -71,13 +71,10 @@ class LeaseTable:
         self._tags: list[str] = []
         self._sites: dict[int, Site | None] = {}
 
-    def begin(self, block: Block, nbytes: int, tag: str) -> None:
-        """Remember that a lease of a block has begun, if it is in the sample."""
-        if not self._plain and not self._take(block):
-            return
-        block.nbytes = nbytes
-        block.tag = tag
-        block.born_ns = _now()
+    def begin(self, block: Block) -> None:
+        """Remember that the lease which a block names has begun, if it is in the sample."""
+        if self._plain or self._take(block):
+            block.born_ns = _now()
 
     def end(self, block: Block) -> None:
         """Remember that the lease of a block, which has begun, has ended."""

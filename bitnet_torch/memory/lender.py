@@ -105,12 +105,11 @@ class Lender:
                 counters.hits += 1
             peaks = (counters.peak_leased, counters.peak_reserved, counters.peak_live)
             counters.claim(request.nbytes, request.key[1])
-            table = self._tracker.table
-            if table is not None and block is not None:
-                table.begin(block, request.nbytes, tag)
+            if block is not None:
+                self._begin(block, request.nbytes, tag)
         if block is None:
             return self._fresh(request, tag, peaks)
-        if block.poisoned:
+        if block.poisoned_by is not None:
             self._check_poison(block, request)
         return block
 
@@ -227,9 +226,15 @@ class Lender:
     def _admit(self, block: Block, nbytes: int, tag: str) -> None:
         """Enter a block that is new here, under the lock."""
         self._store.adopt(block)
+        self._begin(block, nbytes, tag)
+
+    def _begin(self, block: Block, nbytes: int, tag: str) -> None:
+        """Note whose a block is from now on, under the lock."""
+        block.nbytes = nbytes
+        block.tag = tag
         table = self._tracker.table
         if table is not None:
-            table.begin(block, nbytes, tag)
+            table.begin(block)
 
     def _check_poison(self, block: Block, request: Request) -> None:
         try:

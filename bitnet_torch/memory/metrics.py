@@ -86,7 +86,7 @@ def _overhead(table: LeaseTable, rows: list[LeaseRow]) -> float:
     trial, block = LeaseTable(table.config), Block(("cpu", 1, 0, False), torch.empty(0))
     start = time.perf_counter_ns()
     for _ in range(_CALIBRATION):
-        trial.begin(block, 1, "")
+        trial.begin(block)
         if block.born_ns:
             trial.end(block)
     cost = (time.perf_counter_ns() - start) / _CALIBRATION

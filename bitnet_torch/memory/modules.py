@@ -20,13 +20,22 @@ class ModuleHooks:
 
     Args:
         backend: Gives the backend to tell; None while nothing is tracked.
+        after_pass: Called with the outermost module each time that it has been called, and
+            whether that was the first time.
+
+    Attributes:
+        roots: The modules that were attached, or called outermost.
     """
 
-    def __init__(self, backend: Callable[[], Backend | None]) -> None:
+    def __init__(
+        self, backend: Callable[[], Backend | None], after_pass: Callable[[nn.Module, bool], None]
+    ) -> None:
         self._backend = backend
         self._handles: list[RemovableHandle] = []
         self._thread = threading.local()
         self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        self._after_pass = after_pass
+        self.roots: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def attach_all(self) -> None:
         """Hook in every module there is or will be, named from the outermost one that is called."""
@@ -35,6 +44,7 @@ class ModuleHooks:
 
     def attach(self, module: nn.Module, root: str) -> list[tuple[str, nn.Module]]:
         """Hook a module in; return every module in it with its name."""
+        self.roots.add(module)
         named = []
         for path, child in module.named_modules():
             name = ".".join(part for part in (root, path) if part) or type(module).__name__
@@ -72,7 +82,7 @@ class ModuleHooks:
         entered = None if backend is None else (backend, backend.enter_module(name))
         self._stack().append(entered)
 
-    def _leave(self, *_: Any) -> None:
+    def _leave(self, module: nn.Module, *_: Any) -> None:
         if torch.compiler.is_compiling():
             return
         stack = self._stack()
@@ -80,6 +90,10 @@ class ModuleHooks:
         if entered is not None:
             backend, before = entered
             backend.leave_module(before)
+            if not stack:
+                known = module in self.roots
+                self.roots.add(module)
+                self._after_pass(module, not known)
 
     def _stack(self) -> list[Any]:
         stack: list[Any] = self._thread.__dict__.setdefault("stack", [])

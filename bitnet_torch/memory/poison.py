@@ -15,19 +15,18 @@ _BYTE = 0xFF
 def apply(block: Block, tag: str) -> None:
     """Fill a block that has just been released."""
     block.storage.fill_(_BYTE)
-    block.poisoned = True
-    block.tag = tag
+    block.poisoned_by = tag
 
 
 def check(block: Block) -> None:
     """Raise LeaseError if the block was written since; it is not poisoned any more after this."""
-    block.poisoned = False
+    tag, block.poisoned_by = block.poisoned_by, None
     changed = block.storage != _BYTE
     if bool(changed.any()):
         where = int(changed.nonzero()[0])
         raise LeaseError(
             f"byte {where} of a block of {block.key[1]} bytes on {block.key[0]} was written after "
-            f"the release of its lease {block.tag or 'without a tag'!r}",
-            tag=block.tag,
+            f"the release of its lease {tag or 'without a tag'!r}",
+            tag=tag,
             byte=where,
         )

@@ -108,6 +108,16 @@ class HybridMemoryPool(Lender):
             table = self._tracker.rows
             return table.rows(self._store.blocks()) if table is not None else []
 
+    def lease_tags(self) -> dict[str, tuple[int, int]]:
+        """Return bytes and number of the leases that are out, by tag, remembered or not."""
+        self._take_in()
+        tags: dict[str, tuple[int, int]] = {}
+        for block in self.blocks():
+            if block.nbytes:
+                nbytes, count = tags.get(block.tag, (0, 0))
+                tags[block.tag] = (nbytes + block.nbytes, count + 1)
+        return tags
+
     def used_devices(self) -> list[str]:
         """Return the names of the devices that leases were asked for on."""
         return self._store.devices()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_torch.memory import chrome_trace, html_page, memory_viz, text_table
+from bitnet_torch.memory.account import Account
 from bitnet_torch.memory.backend import Backend
 from bitnet_torch.memory.records import StorageEvent, Tally
 from bitnet_torch.memory.snapshot import Snapshot
@@ -33,6 +34,8 @@ class Report:
         snapshot: What is alive.
         tags: Bytes and number of live leases by tag.
         stats: The pool's view of its device.
+        account: What the bytes were for at the fullest moment at the end of a forward pass; None
+            if no module was watched.
     """
 
     source: str
@@ -45,15 +48,17 @@ class Report:
     snapshot: Snapshot
     tags: dict[str, tuple[int, int]]
     stats: MemoryStats
+    account: Account | None
 
     @classmethod
-    def of(cls, backend: Backend, pool: HybridMemoryPool, snapshot: Snapshot) -> Report:
+    def of(
+        cls,
+        backend: Backend,
+        pool: HybridMemoryPool,
+        snapshot: Snapshot,
+        account: Account | None = None,
+    ) -> Report:
         """Return what a backend and a pool have recorded."""
-        tags: dict[str, tuple[int, int]] = {}
-        for row in pool.lease_rows():
-            if row.ended_ns is None:
-                nbytes, count = tags.get(row.tag, (0, 0))
-                tags[row.tag] = (nbytes + row.nbytes, count + 1)
         return cls(
             source=backend.source,
             exact=backend.exact,
@@ -63,8 +68,9 @@ class Report:
             events=backend.events(),
             dropped_events=backend.dropped_events,
             snapshot=snapshot,
-            tags=tags,
+            tags=pool.lease_tags(),
             stats=pool.get_stats(),
+            account=account,
         )
 
     def timeline(self) -> list[tuple[int, int]]:
@@ -94,6 +100,7 @@ class Report:
                 {"key": g.key, "bytes": g.nbytes, "count": g.count}
                 for g in self.snapshot.group("site")[:rows]
             ],
+            "account": None if self.account is None else self.account.to_dict(),
             "stats": self.stats.to_dict(),
         }
 

@@ -9,6 +9,7 @@ from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.memory.records import Tally
 
 if TYPE_CHECKING:
+    from bitnet_torch.memory.account import Account
     from bitnet_torch.memory.report import Report
 
 COLUMNS: dict[str, Callable[[Tally], int]] = {
@@ -43,7 +44,7 @@ def largest(tallies: Mapping[str, Tally], rows: int) -> dict[str, dict[str, int]
 
 
 def render(report: Report, order_by: str, rows: int) -> str:
-    """Return the tables of modules, operators and leases.
+    """Return what the bytes were for, and the tables of modules, operators and leases.
 
     Args:
         report: What was recorded.
@@ -60,11 +61,22 @@ def render(report: Report, order_by: str, rows: int) -> str:
         f"CPU memory, {'exact' if report.exact else 'inexact'} ({report.source}): "
         f"{shown_bytes(total.current)} live, peak {shown_bytes(total.peak)}, "
         f"{shown_bytes(total.allocated)} in {total.allocs:,} allocations",
+        *_account(report.account, rows),
         *_tallies("module", report.modules, order_by, rows),
         *_tallies("operator", report.ops, order_by, rows),
         *_leases(report, rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _account(account: Account | None, rows: int) -> list[str]:
+    if account is None:
+        return []
+    shown = [*list(account.parts.items())[:rows], ("unexplained", account.unexplained)]
+    lines = ["", f"{shown_bytes(account.total)} {account.moment}, the fullest of these moments:"]
+    for name, nbytes in shown:
+        lines.append(f"{shown_bytes(nbytes):>11} {nbytes / max(account.total, 1):>6.1%}  {name}")
+    return lines
 
 
 def _tallies(kind: str, tallies: Mapping[str, Tally], order_by: str, rows: int) -> list[str]:

@@ -1,178 +1,51 @@
 """The tracker: what every byte is for, at the level of detail that is wanted.
 
-=========  =====================================================================  =============
-level      what is known                                                          price
-=========  =====================================================================  =============
-``off``    the pool's counters, and what PyTorch counts by itself                 none
-``stats``  also every lease: when, how long, what for                             < 0.5 us a lease
-``track``  also every storage of PyTorch's: operator, module, timeline            see ``backend``
-``full``   also the lines of the program that led to it                           more
-=========  =====================================================================  =============
-
-At ``track`` and ``full`` the CPU is counted by one of two backends. ``"allocator"`` is exact: it
-stands in front of PyTorch's CPU allocator, and is compiled when it is first wanted, which takes
-some seconds once. ``"dispatch"`` needs no compiler, sees only what operators of the calling thread
-return, and is slow. On CUDA PyTorch's own history is turned on.
+:mod:`bitnet_torch.memory.recorder` says what the levels are and what they cost.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from bitnet_torch.errors import BackendUnavailableError, ConfigurationError
-from bitnet_torch.memory import active, cuda_history, explain, forking
-from bitnet_torch.memory.backend import Backend
-from bitnet_torch.memory.config import LEVELS, TrackingConfig
-from bitnet_torch.memory.dispatch import DispatchBackend, storage_of
-from bitnet_torch.memory.hooks import Unregister
+from bitnet_torch.memory import cuda_history, explain
+from bitnet_torch.memory.account import Account, Accounting
 from bitnet_torch.memory.leaks import LeakReport, find_leaks
-from bitnet_torch.memory.lease_table import LeaseRow, LeaseTable
+from bitnet_torch.memory.lease_table import LeaseRow
 from bitnet_torch.memory.lease_timeline import LeaseTimeline
 from bitnet_torch.memory.metrics import TrackerMetrics, metrics_of
 from bitnet_torch.memory.modules import ModuleHooks
-from bitnet_torch.memory.native import AllocatorBackend
-from bitnet_torch.memory.native_build import NativeUnavailable
-from bitnet_torch.memory.records import OUTSIDE, Tally
+from bitnet_torch.memory.recorder import EXTERNAL, Recorder
+from bitnet_torch.memory.records import Tally
 from bitnet_torch.memory.report import Report
-from bitnet_torch.memory.scope import Scope
 from bitnet_torch.memory.snapshot import Snapshot
-from bitnet_torch.memory.thresholds import ThresholdEvent, ThresholdWatch
 
 if TYPE_CHECKING:
-    from bitnet_torch.memory.blocks import Block
+    from bitnet_torch.memory.backend import Backend
     from bitnet_torch.memory.pool import HybridMemoryPool
 
-logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "allocator", "dispatch")
-_EXTERNAL = "(older than the tracker)"
-
-
-class MemoryTracker:
+class MemoryTracker(Recorder):
     """Records the leases of a pool and, when started, the storages of the process.
 
     Made by a pool, which always has one: ``pool.get_memory_tracker()``.
 
     Args:
         pool: The pool that feeds it.
-
-    Attributes:
-        level: What is recorded now, see the table above.
-        backend_reason: Why the CPU is not counted exactly; empty if it is, or nothing was started.
-        table: Rows of leases, while they are recorded; otherwise None.
-        rows: The same, also after recording has ended.
     """
 
     def __init__(self, pool: HybridMemoryPool) -> None:
-        config = pool.config.tracking
-        self._pool = pool
-        self._config = config or TrackingConfig.standard()
-        self._base = config.level if config is not None else "off"
-        self._backend: Backend | None = None
-        self._last: Backend | None = None
-        self._watch: ThresholdWatch | None = None
-        self._cuda = False
-        self._hooks = ModuleHooks(lambda: self._backend)
-        self.level = self._base
-        self.backend_reason = ""
-        self.table = LeaseTable(self._config) if self._base == "stats" else None
-        self.rows = self.table
-
-    # -- on and off
-
-    def start(
-        self,
-        level: str = "track",
-        *,
-        backend: str = "auto",
-        stack_depth: int = 24,
-        max_events: int = 100_000,
-    ) -> MemoryTracker:
-        """Begin to record; end it with :meth:`stop`, or use the result in a ``with``.
-
-        Args:
-            level: ``"stats"``, ``"track"`` or ``"full"``.
-            backend: Who counts the CPU: ``"allocator"``, ``"dispatch"``, or ``"auto"``, which
-                takes the first that can be had and says in ``backend_reason`` if it is the second.
-            stack_depth: Lines remembered at level ``full``.
-            max_events: Events kept, the last ones.
-
-        Raises:
-            ConfigurationError: A level or backend that there is not, a tracker of this process
-                is running already, or a number below 0.
-            BackendUnavailableError: The backend asked for by name cannot be had here.
-        """
-        if level not in LEVELS[1:]:
-            raise ConfigurationError(f"level must be one of {LEVELS[1:]}, got {level!r}")
-        if backend not in BACKENDS:
-            raise ConfigurationError(f"backend must be one of {BACKENDS}, got {backend!r}")
-        if min(stack_depth, max_events) < 0:
-            raise ConfigurationError(
-                f"stack_depth and max_events must be at least 0, got {stack_depth}, {max_events}"
-            )
-        if level != "stats":
-            self._start_storages(backend, stack_depth if level == "full" else 0, max_events)
-        if self.rows is None:
-            self.rows = LeaseTable(self._config)
-        self.table = self.rows
-        self.level = level
-        return self
-
-    def stop(self) -> None:
-        """Return to the level that the pool was made with; what was recorded stays readable."""
-        backend, self._backend = self._backend, None
-        if self._watch is not None:
-            self._watch.stop()
-            self._watch = None
-        if backend is not None:
-            active.resign(backend)
-            backend.stop()
-        if self._cuda:
-            cuda_history.stop()
-            self._cuda = False
-        self.level = self._base
-        self.table = self.rows if self._base == "stats" else None
-
-    def reset(self) -> None:
-        """Forget the rows of leases and the peaks; what is out stays out and is counted on."""
-        self._pool.reset_peak()
-        if self._last is not None:
-            self._last.reset_peak()
-        if self.rows is not None:
-            self._pool.reset_rows()
-
-    def __enter__(self) -> MemoryTracker:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    @property
-    def exact(self) -> bool:
-        """Whether every allocation on the CPU is, or was last, counted."""
-        return self._last is not None and self._last.exact
-
-    @property
-    def backend(self) -> str | None:
-        """Who counts the CPU, or last did; None if nobody has."""
-        return None if self._last is None else self._last.source
-
-    # -- whom memory is for
+        super().__init__(pool)
+        self._hooks = ModuleHooks(lambda: self._backend, self._after_pass)
+        self._fullest: Accounting | None = None
+        self._most = 0
+        # Whose figures these two are.
+        self._measured: Backend | None = None
 
     def attach(self, module: nn.Module, root: str = "") -> MemoryTracker:
         """Attribute what is allocated in a module's forward pass to it, and count its parameters.
@@ -184,7 +57,7 @@ class MemoryTracker:
         for name, child in self._hooks.attach(module, root):
             own = (*child.parameters(recurse=False), *child.buffers(recurse=False))
             if self._backend is not None:
-                self._count(own, _EXTERNAL, name)
+                self._count(own, EXTERNAL, name)
         return self
 
     def attach_all(self) -> MemoryTracker:
@@ -199,39 +72,6 @@ class MemoryTracker:
         """End the attribution."""
         self._hooks.detach()
 
-    def track(self, obj: Any, tag: str = _EXTERNAL) -> None:
-        """Count tensors that are older than the tracker, until they end.
-
-        Args:
-            obj: A module, a tensor, or any nest of lists and dicts with tensors in it.
-            tag: Named as their operator.
-
-        Raises:
-            ConfigurationError: The tracker is not at level ``track`` or ``full``.
-        """
-        self._running("track()")
-        if isinstance(obj, nn.Module):
-            self._count((*obj.parameters(), *obj.buffers()), tag, OUTSIDE)
-        else:
-            leaves = tree_leaves(obj)
-            self._count([leaf for leaf in leaves if isinstance(leaf, Tensor)], tag, OUTSIDE)
-
-    @contextlib.contextmanager
-    def scope(self, name: str) -> Iterator[Scope]:
-        """Count what the whole process allocates on the CPU while the block runs; may be nested.
-
-        Raises:
-            ConfigurationError: The tracker is not at level ``track`` or ``full``.
-        """
-        backend = self._running(f"scope({name!r})")
-        scope = Scope(name, backend)
-        try:
-            yield scope
-        finally:
-            scope.close()
-
-    # -- what there is
-
     def snapshot(self) -> Snapshot:
         """Return every live storage that is counted, or was when the tracker was stopped."""
         backend = self._counted("snapshot()")
@@ -239,6 +79,23 @@ class MemoryTracker:
         if self._cuda:
             allocations += cuda_history.live()
         return Snapshot(allocations, backend.numbers())
+
+    def account(self) -> Account:
+        """Return what the bytes that are live now are for: weights of modules, leases, the rest.
+
+        Modules are known once they are attached, or were called under :meth:`attach_all`.
+
+        Raises:
+            ConfigurationError: The tracker is not at level ``track`` or ``full``.
+        """
+        self._running("account()")
+        return self._accounting("now").account()
+
+    def fullest(self) -> Account | None:
+        """Return that of the fullest moment at the end of a forward pass; None without any."""
+        if self._fullest is None or self._measured is not self._last:
+            return None
+        return self._fullest.account()
 
     def by_module(self) -> dict[str, Tally]:
         """Return bytes and counts of each module; ``""`` is outside of attached modules."""
@@ -250,7 +107,7 @@ class MemoryTracker:
 
     def report(self) -> Report:
         """Return everything that the pages, traces and tables are made from."""
-        return Report.of(self._counted("report()"), self._pool, self.snapshot())
+        return Report.of(self._counted("report()"), self._pool, self.snapshot(), self.fullest())
 
     def detect_leaks(
         self, work: Callable[[], Any], *, warmup: int = 2, iters: int = 3, min_bytes: int = 1
@@ -320,80 +177,24 @@ class MemoryTracker:
         """Write a page that needs nothing else."""
         self.report().write_html(Path(path), leaks)
 
-    def on_threshold(self, nbytes: int, callback: Callable[[ThresholdEvent], Any]) -> Unregister:
-        """Call ``callback`` each time that live bytes on the CPU rise to ``nbytes``.
+    def _accounting(self, moment: str) -> Accounting:
+        made = Accounting(moment, self._counted("account()").live())
+        for root in list(self._hooks.roots):
+            made.weights_of(root)
+        return made
 
-        It runs in a thread of its own, never inside an allocation.
-
-        Raises:
-            ConfigurationError: The tracker is not at level ``track`` or ``full``.
-        """
-        backend = self._running("on_threshold()")
-        if self._watch is None:
-            self._watch = ThresholdWatch(backend, self._pool.callback_errors)
-        return self._watch.add(nbytes, callback)
-
-    def notice_block(self, block: Block) -> None:
-        """Count a new block of a pool, where the backend cannot have seen it being made."""
-        backend = active.active_backend()
-        if backend is not None:
-            _count_block(backend, block)
-
-    # -- inner workings
-
-    def _start_storages(self, wanted: str, depth: int, max_events: int) -> None:
-        backend, reason = _choose(wanted, max_events, depth)
-        active.claim(backend)
-        try:
-            backend.start()
-        except BaseException:
-            active.resign(backend)
-            raise
-        self._backend = self._last = backend
-        self.backend_reason = reason
-        self._cuda = cuda_history.start(max_events, depth > 0)
-        # Blocks that pools have already would otherwise be subtracted as cached, never added.
-        for pool in forking.pools():
-            for block in pool.blocks():
-                _count_block(backend, block)
-
-    def _count(self, tensors: Any, tag: str, module: str) -> None:
-        backend = self._running("track()")
-        for tensor in tensors:
-            storage = storage_of(tensor)
-            counted = backend.source == "dispatch" or tensor.device.type == "cpu"
-            if storage is not None and counted and not backend.knows(storage):
-                backend.add(storage, tag, module)
-
-    def _running(self, what: str) -> Backend:
+    def _after_pass(self, module: nn.Module, first: bool) -> None:
+        """Keep the account of the fullest end of a pass: later the model may be gone."""
         if self._backend is None:
-            raise ConfigurationError(
-                f"{what} needs the tracker at level 'track' or 'full', it is {self.level!r}: "
-                "call start() first"
-            )
-        return self._backend
-
-    def _counted(self, what: str) -> Backend:
-        return self._running(what) if self._last is None else self._last
+            return
+        if self._measured is not self._backend:
+            self._measured, self._most, self._fullest = self._backend, 0, None
+        live = self._backend.tally("cpu").current
+        if live > self._most:
+            moment = f"at the end of a forward pass of {type(module).__name__}"
+            self._most, self._fullest = live, self._accounting(moment)
+        elif first and self._fullest is not None:
+            self._fullest.weights_of(module)
 
     def _rows(self) -> list[LeaseRow]:
         return self._pool.lease_rows()
-
-
-def _choose(wanted: str, max_events: int, depth: int) -> tuple[Backend, str]:
-    """Return the backend, and why it is not the exact one."""
-    if wanted == "dispatch":
-        return DispatchBackend(max_events, depth), "the dispatch backend was asked for by name"
-    try:
-        return AllocatorBackend(max_events, depth), ""
-    except NativeUnavailable as error:
-        if wanted == "allocator":
-            raise BackendUnavailableError(f"the exact memory tracker: {error}") from error
-        logger.warning("memory is tracked inexactly: %s", error)
-        return DispatchBackend(max_events, depth), str(error)
-
-
-def _count_block(backend: Backend, block: Block) -> None:
-    storage = block.storage.untyped_storage()
-    if block.key[0] == "cpu" and not backend.knows(storage):
-        backend.add(storage, "(pool)", OUTSIDE)

@@ -32,11 +32,15 @@ def verify_counts(store: BlockStore) -> None:
         _ordered(device, "leased", counters.leased, "peak", counters.peak_leased)
         _ordered(device, "reserved", counters.reserved, "peak", counters.peak_reserved)
         for block in free:
-            if block.poisoned:
+            if (tag := block.poisoned_by) is not None:
                 try:
                     poison.check(block)
                 finally:
-                    block.poisoned = True
+                    block.poisoned_by = tag
+    lent = sum(block.nbytes for block in store.blocks())
+    leased = sum(store.counters_of(device).leased for device in store.devices())
+    # A lease is counted before its memory is asked for.
+    _ordered("all devices", "lent", lent, "leased", leased)
     live = sum(store.counters_of(device).live for device in store.devices())
     remembered = sum(block.born_ns != 0 for block in store.blocks())
     _ordered("all devices", "remembered leases", remembered, "live leases", live)

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 
+from bitnet_torch.assets import bundled_model
 from bitnet_torch.cli.main import main
 
 DEMO = ["demo", "--tokens", "4"]
@@ -22,9 +23,13 @@ def test_a_generation_is_explained_by_modules_operators_and_leases(capsys, tmp_p
     assert status == 0
     assert "CPU memory, exact" in out or "inexact, because" in out
     assert "mlp" in out
+    assert "weights in PackedBitLinear" in out
+    assert "cpu workspace" in out
+    assert "unexplained" in out
     assert "pool: " in out
     assert f"wrote {page}" in out
     assert "<svg" in page.read_text()
+    assert "What the memory is for" in page.read_text()
     assert json.loads(trace.read_text())["traceEvents"]
     assert pickle.loads(snapshot.read_bytes())["device_traces"][0]
 
@@ -38,6 +43,15 @@ def test_the_report_as_json_is_all_there_is_on_stdout(capsys):
     assert len(report["modules"]) == 3
     assert report["stats"]["pool_peak"] > 0
     assert captured.err
+
+
+def test_weights_cache_and_workspaces_explain_a_generation(capsys):
+    words = ["generate", str(bundled_model()), "ROMEO", "--max-new-tokens", "20"]
+    assert main(["memory", "--json", "--", *words]) == 0
+    account = json.loads(capsys.readouterr().out)["account"]
+    assert {"weights in PackedBitLinear", "kv cache", "cpu workspace"} <= set(account["parts"])
+    assert account["total"] == sum(account["parts"].values()) + account["unexplained"]
+    assert account["unexplained"] < account["total"] / 20
 
 
 def test_a_python_file_runs_as_a_script_with_its_arguments(capsys, tmp_path):

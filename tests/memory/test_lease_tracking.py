@@ -335,7 +335,7 @@ def test_p26_a_tracker_that_cannot_be_made_raises(monkeypatch):
     def broken(*args):
         raise RuntimeError("no table")
 
-    monkeypatch.setattr("bitnet_torch.memory.tracker.LeaseTable", broken)
+    monkeypatch.setattr("bitnet_torch.memory.recorder.LeaseTable", broken)
     with pytest.raises(RuntimeError, match="no table"):
         tracked()
 

@@ -357,10 +357,14 @@ def test_a_child_process_gets_the_pool_in_one_piece(pool):
     try:
         children = [os.fork() for _ in range(1)]
         if children[0] == 0:
-            pool.allocate(100).release()
-            lease.release()
-            pool.verify()
-            os._exit(0)
+            status = 1
+            try:
+                pool.allocate(100).release()
+                lease.release()
+                pool.verify()
+                status = 0
+            finally:
+                os._exit(status)  # whatever happens, a child does not go on with the tests
         assert os.waitpid(children[0], 0)[1] == 0
     finally:
         stop.set()

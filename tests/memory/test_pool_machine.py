@@ -75,26 +75,53 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(size=st.integers(1, 5000))
     def work_in_threads(self, size):
-        if self.hard is not None:
-            return
+        refused = []
 
         def work():
             for _ in range(5):
-                self.pool.allocate(size).release()
+                try:
+                    self.pool.allocate(size).release()
+                except OutOfMemoryError as error:
+                    refused.append(error)
 
         threads = [threading.Thread(target=work) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        assert self.hard is not None or not refused
         self.peak = max(self.peak, self.pool.get_stats().pool_peak)
+
+    @rule(size=SIZES)
+    def adopt(self, size):
+        made = torch.zeros(size, dtype=torch.uint8)
+        try:
+            lease = self.pool.adopt(made, tag="adopted")
+        except OutOfMemoryError:
+            assert self.hard is not None
+            return
+        self.live[id(lease)] = lease
+        self._note()
+        self.every_view_agrees()
+        del self.live[id(lease)]
+        lease.release()
 
     @rule()
     def fork(self):
         child = os.fork()
         if child == 0:
-            self.pool.verify()
-            os._exit(0)
+            status = 1
+            try:
+                self.pool.allocate(100).release()
+                for lease in self.live.values():
+                    lease.release()
+                self.pool.verify()
+                assert self.pool.get_stats().pool_allocated == 0
+                status = 0
+            except OutOfMemoryError:
+                status = 0 if self.hard is not None else 1
+            finally:
+                os._exit(status)
         assert os.waitpid(child, 0)[1] == 0
 
     @invariant()
@@ -104,6 +131,7 @@ class PoolMachine(RuleBasedStateMachine):
         nbytes = sum(lease.nbytes for lease in self.live.values())
         assert stats.pool_allocated == metrics.current_bytes == stats.allocated == nbytes
         assert stats.live_leases == metrics.active_allocations == len(self.live)
+        assert sum(nbytes for nbytes, _ in self.pool.lease_tags().values()) == nbytes
         assert stats.pool_peak == metrics.peak_bytes == self.peak
         assert stats.hits + stats.misses - stats.failed >= stats.live_leases
 

@@ -94,7 +94,11 @@ def test_a_child_process_lets_go_of_the_buffers_of_threads_that_it_does_not_have
     assert held(pool) > mine
     child = os.fork()
     if child == 0:
-        os._exit(0 if held(pool) <= mine else 1)
+        status = 1
+        try:
+            status = 0 if held(pool) <= mine else 1
+        finally:
+            os._exit(status)
     go.set()
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
