@@ -12,7 +12,8 @@ identity, so with G the gradient of y::
     dX = (G * w_scale) @ t            dW = G^T @ (x_q * x_scale)
 
 which are ops, too (``ternary_linear_grad_input``, ``ternary_linear_grad_weight``): their sums do
-not depend on the number of threads either.
+not depend on the number of threads either. ``backward="int8"`` computes them in integers, faster
+and with noise (:mod:`bitnet_torch.nn.int8_backward`).
 
 Between forward and backward a layer keeps ``x_q``, ``x_scale`` and the 2-bit codes: M*K +
 4*M + ceil(N/4)*K + 4*numel(w_scale) bytes, against 4*M*K + 4*N*K for fake quantisation. Layers
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bitnet_torch.errors import ConfigurationError
+from bitnet_torch.nn import int8_backward
 from bitnet_torch.nn._autocast import autocast_input
 from bitnet_torch.nn.code_cache import cached
 from bitnet_torch.nn.gathered_weight import GatheredWeight
@@ -54,6 +56,8 @@ class BitLinear(nn.Linear):
         device: Where the parameters live.
         dtype: Of the latent weights; float32 keeps small updates from being lost.
         granularity: ``"matrix"`` for one scale (BitNet b1.58), ``"row"`` for one per output.
+        backward: ``"float"`` for the straight-through gradients, ``"int8"`` for unbiased
+            estimates of them in integers, by stochastic rounding.
 
     Example::
 
@@ -63,6 +67,7 @@ class BitLinear(nn.Linear):
     """
 
     granularity: str = "matrix"
+    backward: str = "float"
 
     def __init__(
         self,
@@ -73,14 +78,16 @@ class BitLinear(nn.Linear):
         dtype: torch.dtype | None = None,
         *,
         granularity: str = "matrix",
+        backward: str = "float",
     ) -> None:
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         if granularity not in GRANULARITIES:
             raise ConfigurationError(
                 f"granularity must be one of {GRANULARITIES}, got {granularity!r}"
             )
+        check_backward(backward)
         check_k("BitLinear", in_features)
-        self.granularity = granularity
+        self.granularity, self.backward = granularity, backward
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., K) to (..., N) in the input's dtype, with straight-through gradients.
@@ -111,7 +118,13 @@ class BitLinear(nn.Linear):
     def _multiply(self, input: Tensor, x_q: Tensor, x_scale: Tensor) -> Tensor:
         """Return the output for ``input``, given also as codes."""
         y: Tensor = _StraightThrough.apply(  # type: ignore[no-untyped-call]
-            autocast_input(input), x_q, x_scale, self.weight, self.bias, *self.codes()
+            autocast_input(input),
+            x_q,
+            x_scale,
+            self.weight,
+            self.bias,
+            *self.codes(),
+            self.backward,
         )
         return y
 
@@ -125,9 +138,10 @@ class BitLinear(nn.Linear):
         return layer.train(self.training)
 
     def extra_repr(self) -> str:
-        """Show sizes as ``nn.Linear`` does, and the granularity if it is not the default."""
+        """Show sizes as ``nn.Linear`` does, and what is not the default."""
         rows = "" if self.granularity == "matrix" else f", granularity={self.granularity!r}"
-        return super().extra_repr() + rows
+        int8 = "" if self.backward == "float" else f", backward={self.backward!r}"
+        return super().extra_repr() + rows + int8
 
 
 def on_one_input(layers: Sequence[BitLinear], input: Tensor) -> list[Tensor]:
@@ -146,6 +160,14 @@ def on_one_input(layers: Sequence[BitLinear], input: Tensor) -> list[Tensor]:
     return [layer._multiply(input, *codes) for layer in layers]
 
 
+def check_backward(backward: str) -> None:
+    """Raise ConfigurationError unless ``backward`` names a way to compute gradients."""
+    if backward not in int8_backward.BACKWARDS:
+        raise ConfigurationError(
+            f"backward must be one of {int8_backward.BACKWARDS}, got {backward!r}"
+        )
+
+
 class _StraightThrough(torch.autograd.Function):
     """Multiply integers, and pass gradients straight through to input and latent weight."""
 
@@ -159,7 +181,9 @@ class _StraightThrough(torch.autograd.Function):
         bias: Tensor | None,
         packed: Tensor,
         w_scale: Tensor,
+        backward: str,
     ) -> Tensor:
+        ctx.backward = backward
         ctx.save_for_backward(x_q, x_scale, packed, w_scale)
         ctx.x_dtype, ctx.weight_dtype = x.dtype, weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -170,13 +194,21 @@ class _StraightThrough(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_q, x_scale, packed, w_scale = ctx.saved_tensors
+        wants_input, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
         dx = dw = db = None
-        if ctx.needs_input_grad[0]:
-            dx = ternary_linear_grad_input(grad, packed, w_scale, ctx.x_dtype)
-        if ctx.needs_input_grad[3]:
-            dw = ternary_linear_grad_weight(grad, x_q, x_scale, ctx.weight_dtype)
+        if ctx.backward == "int8":
+            noise = int8_backward.noise_like(grad)
+            if wants_input:
+                dx = int8_backward.grad_input(grad, noise, packed, w_scale, ctx.x_dtype)
+            if wants_weight:
+                dw = int8_backward.grad_weight(grad, noise, x_q, x_scale, ctx.weight_dtype)
+        else:
+            if wants_input:
+                dx = ternary_linear_grad_input(grad, packed, w_scale, ctx.x_dtype)
+            if wants_weight:
+                dw = ternary_linear_grad_weight(grad, x_q, x_scale, ctx.weight_dtype)
         if ctx.needs_input_grad[4]:
             # Not -1: an empty tensor has no size to infer it from.
             rows = grad.reshape(x_scale.numel(), grad.shape[-1])
             db = rows.to(torch.float32).sum(0).to(ctx.bias_dtype)
-        return dx, None, None, dw, db, None, None
+        return dx, None, None, dw, db, None, None, None

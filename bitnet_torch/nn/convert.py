@@ -12,11 +12,12 @@ import fnmatch
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
 from bitnet_torch.errors import ConfigurationError
-from bitnet_torch.nn.bit_linear import BitLinear
+from bitnet_torch.nn.bit_linear import BitLinear, check_backward
 from bitnet_torch.nn.float_linear import is_plain_linear
 from bitnet_torch.nn.forms import TernaryForm
 from bitnet_torch.ops._checks import FLOATS, MAX_K
@@ -64,6 +65,7 @@ def convert(
     quantizer: WeightQuantizer | None = None,
     activation_bits: int = 8,
     rotate: Sequence[str] = (),
+    backward: str = "float",
 ) -> ConversionReport:
     """Turn every ``nn.Linear`` of ``model`` into :class:`BitLinear`, in place.
 
@@ -78,6 +80,8 @@ def convert(
         quantizer: Rule for the weights, of which each layer gets a copy; says what shares a scale.
         activation_bits: 8, or 4.
         rotate: Patterns, as in ``exclude``, of the layers whose input is to be rotated.
+        backward: ``"float"``, or ``"int8"`` for gradients with noise, in less time; see
+            :mod:`bitnet_torch.nn.int8_backward`. It has no say where a layer computes in floats.
 
     Raises:
         ConfigurationError: Nothing was converted, and the message lists why; or the settings
@@ -86,6 +90,7 @@ def convert(
     """
     if isinstance(rotate, str) or not isinstance(rotate, Sequence):
         raise ConfigurationError(f"rotate must be a sequence of patterns, got {rotate!r}")
+    check_backward(backward)
     form = TernaryForm(granularity, quantizer, activation_bits)
     layers, skipped = convertible(model, exclude)
     names = _names(model)
@@ -94,6 +99,7 @@ def convert(
         form.check(name, module, rotated[name])
     for name, module in layers.items():
         form.give(module, rotated[name])
+        cast(BitLinear, module).backward = backward
     weights = sum(module.weight.numel() for module in layers.values())
     report = ConversionReport(tuple(layers), tuple(skipped), weights)
     if not layers:

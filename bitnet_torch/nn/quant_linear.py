@@ -146,7 +146,14 @@ class QuantLinear(BitLinear):
         )
         products = [
             _StraightThrough.apply(  # type: ignore[no-untyped-call]
-                part, codes.contiguous(), x_scale, weight, None, rows.contiguous(), w_scale
+                part,
+                codes.contiguous(),
+                x_scale,
+                weight,
+                None,
+                rows.contiguous(),
+                w_scale,
+                self.backward,
             )
             for part, codes, weight, rows, w_scale in groups
         ]
