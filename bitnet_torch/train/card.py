@@ -24,7 +24,7 @@ from bitnet_torch.errors import CheckpointError, ConfigurationError
 from bitnet_torch.io.atomic import atomic_folder
 from bitnet_torch.io.checkpoint import load_pretrained
 from bitnet_torch.models import CausalLM
-from bitnet_torch.train.checkpoint import list_checkpoints, load_checkpoint
+from bitnet_torch.train.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
 from bitnet_torch.train.compression import compressed_bits_per_byte
 from bitnet_torch.train.config import TrainConfig
 from bitnet_torch.train.data import load_corpus
@@ -105,8 +105,8 @@ def make_card(packed_run: Path, twin_run: Path, *, command: str, preset: str) ->
         )
 
 
-def restore_float(run: Path) -> CausalLM:
-    """Return the full-precision model of a run's newest checkpoint.
+def restore_float(run: Path, step: int | None = None) -> CausalLM:
+    """Return the full-precision model of a run's newest checkpoint, or of that after ``step``.
 
     Raises:
         CheckpointError: There is none, or it is damaged.
@@ -114,8 +114,12 @@ def restore_float(run: Path) -> CausalLM:
     config = TrainConfig.from_dict(_read_result(run)["config"])
     model = CausalLM(config.model, linear=nn.Linear, dtype=torch.float32)
     checkpoints = list_checkpoints(run / "checkpoints")
+    if step is not None:
+        checkpoints = [p for p in checkpoints if p == checkpoint_path(p.parent, step)]
     if not checkpoints:
-        raise CheckpointError(f"{run / 'checkpoints'} holds no checkpoint")
+        raise CheckpointError(
+            f"{run / 'checkpoints'} holds no checkpoint" + (f" of step {step}" * (step is not None))
+        )
     load_checkpoint(checkpoints[-1], model, make_optimizer(model, config.optimizer))
     return model.eval()
 
