@@ -14,8 +14,8 @@ RECORD = json.loads((EXAMPLES / "results" / "shakespeare-ptq.json").read_text())
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Run the script on a preset of 24 steps; return its module and what it records."""
+def run(tmp_path, monkeypatch, capsys):
+    """Run the script on a preset of 24 steps; return its module, its record, its words."""
     values = tiny_values(tmp_path / "plays", tmp_path / "runs")
     preset = (EXAMPLES / "presets" / "shakespeare-ptq.toml").read_text()
     preset = re.sub(r"(?m)^head_dim = .*\n", "", preset)
@@ -32,12 +32,12 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["qat_against_ptq.py", "--threads", "1"])
 
     module.main()
-    return module, json.loads((tmp_path / "runs" / "comparison.json").read_text())
+    record = json.loads((tmp_path / "runs" / "comparison.json").read_text())
+    return module, record, capsys.readouterr().out
 
 
 def test_both_runs_share_their_start_and_every_rule_is_measured(run, tmp_path, capsys, monkeypatch):
-    module, record = run
-    said = capsys.readouterr().out
+    module, record, said = run
     assert f"{record['qat']:.4f}" in said
     measured = {(r["method"], r["granularity"]) for r in record["ternarised"]}
     assert measured >= {(m, g) for m in DATA_FREE for g in ("matrix", "row")}
