@@ -16,16 +16,22 @@ class KernelConfig:
     Attributes:
         block_k: Columns of a step, or elements where a kernel sees a flat buffer.
         block_m: Tokens.
-        block_n: Keys of a cache.
+        block_n: Rows of a matrix of codes; keys of a cache.
         block_r: Rows of packed bytes, each of which holds four output rows.
+        rows: Of those of ``block_n``, how many one lane multiplies by the activations it loaded.
+        split_k: Parts of K that groups of lanes of a program walk at once.
+        unroll: Steps in one turn of the main loop.
         num_warps: Warps of a program.
         num_stages: Steps whose loads are in flight at once.
     """
 
-    block_k: int
+    block_k: int = 1
     block_m: int = 1
     block_n: int = 1
     block_r: int = 1
+    rows: int = 1
+    split_k: int = 1
+    unroll: int = 1
     num_warps: int = 4
     num_stages: int = 2
 

@@ -1,7 +1,6 @@
 """Triton launcher of ``multi_ternary_linear``. Contract: bitnet_torch/ops/multi_ternary_linear.py.
 
-First version: one launch of ``ternary_linear``'s kernels for each matrix, which are queued
-without waiting. One launch for all would need their addresses in a table on the device.
+All matrices share one launch, whose first programs are for the first matrix.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from torch import Tensor
 from bitnet_torch.ops import multi_ternary_linear as op
 from bitnet_torch.ops._registry import implement
 from bitnet_torch_triton._interpreter import also_accepted
-from bitnet_torch_triton.bit_linear import exchange_codes
-from bitnet_torch_triton.ternary_linear import multiply
+from bitnet_torch_triton.bit_linear import planar_codes
+from bitnet_torch_triton.ternary_product import Matrix, multiply
 
 
 @implement(op, backend="triton", device="cuda", also_accepts=also_accepted())
@@ -29,8 +28,9 @@ def _launch(
     dtype: torch.dtype,
     bias: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    x_q, x_scale = x_q.contiguous(), x_scale.contiguous()
-    return [
-        multiply(x_q, x_scale, exchange_codes(codes, layout, n, x_q.shape[-1]), scale, n, dtype, b)
+    k = x_q.shape[-1]
+    matrices = [
+        Matrix(planar_codes(codes, layout, n, k), scale, n, b)
         for codes, scale, n, b in zip(prepacked, w_scale, N, bias, strict=True)
     ]
+    return multiply(x_q, x_scale, matrices, dtype)

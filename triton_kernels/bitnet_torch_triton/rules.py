@@ -35,13 +35,29 @@ class Rule:
     shape: str | None = None
 
 
+def _one(config: KernelConfig, arch: str, shape: str | None = None) -> Rule:
+    return Rule("ternary_linear", config, "gemv", arch, most_tokens=1, shape=shape)
+
+
+def _few(config: KernelConfig, arch: str, shape: str | None = None) -> Rule:
+    return Rule("ternary_linear", config, "few", arch, most_tokens=8, shape=shape)
+
+
+def _any(config: KernelConfig, arch: str = "", most_tokens: int | None = None) -> Rule:
+    return Rule("ternary_linear", config, "tile", arch, most_tokens)
+
+
 RULES: tuple[Rule, ...] = (
-    Rule("ternary_linear", KernelConfig(block_r=4, block_k=512), kernel="vector", most_tokens=1),
-    Rule(
-        "ternary_linear",
-        KernelConfig(block_m=16, block_r=16, block_k=128),
-        kernel="tile",
-        most_tokens=16,
-    ),
-    Rule("ternary_linear", KernelConfig(block_m=64, block_r=32, block_k=64), kernel="tile"),
+    # Few programs, for what counts in the interpreter is the number of operations.
+    _one(KernelConfig(block_n=32, block_k=2048), "interpreter"),
+    _any(KernelConfig(block_m=16, block_n=32), "interpreter", 16),
+    # With few rows several groups of lanes share one, so that more loads are in flight.
+    _one(KernelConfig(block_n=8, rows=2, block_k=512, split_k=4, unroll=4), "sm_", "few rows"),
+    _one(KernelConfig(block_n=64, rows=4, block_k=512, unroll=2), "sm_"),
+    _few(KernelConfig(block_n=32, block_k=512, split_k=4), "sm_", "few rows"),
+    _few(KernelConfig(block_n=128, block_k=512), "sm_"),
+    _one(KernelConfig(block_n=128, rows=4, block_k=512), "gfx9"),
+    _one(KernelConfig(block_n=64, rows=4, block_k=512), "gfx1"),
+    _any(KernelConfig(block_m=16, block_n=64), most_tokens=16),
+    _any(KernelConfig(block_m=64, block_n=64, num_warps=8)),
 )

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 from bitnet_torch.errors import BitNetError
 from bitnet_torch_triton._interpreter import interpreted
@@ -21,7 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         for arch in options.arch or ARCHS:
-            for entry in report(arch, tuple(options.kernel), tuple(options.float or FLOATS)):
+            floats = tuple(options.float or FLOATS)
+            for entry in report(arch, tuple(options.kernel), floats, options.save):
                 print(json.dumps(dataclasses.asdict(entry)) if options.json else line(entry))
                 sys.stdout.flush()
     except BitNetError as error:
@@ -53,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--kernel", action="append", default=[], metavar="NAME", help="only this")
     parser.add_argument("--float", action="append", choices=FLOATS, help="only this dtype of x")
+    parser.add_argument(
+        "--save", type=Path, metavar="FOLDER", help="write the assembly of each kernel there"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bitnet_torch.errors import ConfigurationError
 from bitnet_torch_triton.aot import machine_code
 from bitnet_torch_triton.aot.build import build, kernels
-from bitnet_torch_triton.aot.variant import Variant
+from bitnet_torch_triton.aot.variant import Signature, Variant, typed
 from bitnet_torch_triton.aot.variants import variants
 
 FLOATS = ("bf16", "fp16", "fp32")
@@ -24,6 +25,8 @@ class Entry:
     Attributes:
         kernel: Its name.
         variant: Which of its variants.
+        signature: The types of its run-time arguments.
+        constants: Its compile-time arguments.
         x_dtype: x's dtype; empty where the kernel has none.
         arch: What it was compiled for.
         registers: Of a thread.
@@ -42,6 +45,8 @@ class Entry:
 
     kernel: str
     variant: str
+    signature: Signature
+    constants: Mapping[str, Any]
     x_dtype: str
     arch: str
     registers: int
@@ -59,9 +64,18 @@ class Entry:
 
 
 def report(
-    arch: str, names: tuple[str, ...] = (), floats: tuple[str, ...] = FLOATS
+    arch: str,
+    names: tuple[str, ...] = (),
+    floats: tuple[str, ...] = FLOATS,
+    folder: Path | None = None,
 ) -> Iterator[Entry]:
     """Compile and read every variant shipped for ``arch``, or those of the named kernels.
+
+    Args:
+        arch: A name like ``sm_90`` or ``gfx942``.
+        names: Of kernels; none for all.
+        floats: Dtypes of x.
+        folder: Where their assembly is written to, in files numbered like the entries.
 
     Raises:
         ConfigurationError: A name is unknown, or a kernel of the package has no variant.
@@ -71,10 +85,18 @@ def report(
         raise ConfigurationError(f"unknown kernel {', '.join(sorted(unknown))}")
     if missing := set(found) - {variant.kernel for variant in shipped}:
         raise ConfigurationError(f"no variant compiles {', '.join(sorted(missing))}")
-    for variant in shipped:
-        if arch.startswith(variant.archs) and (not names or variant.kernel in names):
-            for f in floats if variant.has_float else ("",):
-                yield entry(build(found[variant.kernel], variant, f, arch), variant, f, arch)
+    wanted = [
+        (variant, f)
+        for variant in shipped
+        if arch.startswith(variant.archs) and (not names or variant.kernel in names)
+        for f in (floats if variant.has_float else ("",))
+    ]
+    for number, (variant, f) in enumerate(wanted):
+        compiled = build(found[variant.kernel], variant, f, arch)
+        if folder is not None:
+            kind = "amdgcn" if "amdgcn" in compiled.asm else "ptx"
+            (folder / f"{arch}-{number}.{kind}").write_text(compiled.asm[kind])
+        yield entry(compiled, variant, f, arch)
 
 
 def entry(compiled: Any, variant: Variant, f: str, arch: str) -> Entry:
@@ -86,6 +108,8 @@ def entry(compiled: Any, variant: Variant, f: str, arch: str) -> Entry:
     return Entry(
         kernel=variant.kernel,
         variant=variant.label,
+        signature=typed(variant.signature, f),
+        constants=variant.constants,
         x_dtype=f,
         arch=arch,
         registers=code.registers,

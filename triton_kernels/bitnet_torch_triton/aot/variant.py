@@ -48,7 +48,9 @@ class Variant:
         """A name that tells it from the kernel's other variants."""
         constants = " ".join(f"{name}={value}" for name, value in self.constants.items())
         absent = [str(i) for i, kind in enumerate(self.signature) if kind == "None"]
+        members = [kind for kind in self.signature if isinstance(kind, tuple)]
         parts = (
+            " ".join(f"x{len(kind)}" for kind in members),
             constants,
             f"warps={self.config.num_warps}",
             f"without {','.join(absent)}" if absent else "",

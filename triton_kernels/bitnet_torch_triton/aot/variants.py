@@ -27,7 +27,9 @@ from bitnet_torch_triton import (
 )
 from bitnet_torch_triton._launch import KernelConfig
 from bitnet_torch_triton.aot.variant import Signature, Variant
-from bitnet_torch_triton.rules import RULES
+from bitnet_torch_triton.planar64 import GROUP
+from bitnet_torch_triton.rules import RULES, Rule
+from bitnet_torch_triton.ternary_product import DOTS, constants_of
 
 
 def variants() -> Iterator[Variant]:
@@ -56,23 +58,32 @@ def _flat(config: KernelConfig) -> dict[str, Any]:
 
 def _products() -> Iterator[Variant]:
     for rule in RULES:
-        config, vector = rule.config, rule.kernel == "vector"
-        for per_row, bias in ((False, "*{f}"), (True, "None")):
-            sizes = "i32 i32 i32" if vector else "i32 i32 i32 i32"
-            signature = types(f"*i8 *fp32 *u8 *fp32 {bias} *{{f}} {sizes}")
-            names = ("R", "K") if vector else ("M", "R", "K")
-            constants = {"PER_ROW": per_row} | blocks(config, *names)
-            for round_sizes in (False, True):
-                yield Variant(
-                    f"_ternary_{rule.kernel}_kernel",
-                    signature,
-                    constants,
-                    config,
-                    archs=rule.arch,
-                    weights=4 * config.block_r * config.block_k,
-                    matrix=not vector,
-                    round_sizes=round_sizes,
-                )
+        if rule.op != "ternary_linear":
+            continue
+        for arch in DOTS:
+            if arch.startswith(rule.arch) or rule.arch.startswith(arch):
+                yield from _product(rule, arch)
+
+
+def _product(rule: Rule, arch: str) -> Iterator[Variant]:
+    """Yield one matrix with a scale, and three with a scale a row and a bias."""
+    sizes = types("i32 i32" if rule.kernel == "gemv" else "i32 i32 i32")
+    config, step = rule.config, GROUP
+    if rule.kernel == "gemv":
+        step = config.block_k * config.unroll * config.split_k
+    elif rule.kernel == "few":
+        step = config.block_k * config.split_k
+    for count, bias in ((1, "None"), (3, "*{f}")):
+        matrix = types(f"*u8 *fp32 i32 {bias} *{{f}} i32")
+        yield Variant(
+            f"_ternary_{rule.kernel}_kernel",
+            ("*i8", "*fp32", (matrix,) * count, *sizes),
+            constants_of(rule, arch),
+            config,
+            archs=arch,
+            weights=config.block_n * step,
+            matrix=True,
+        )
 
 
 def _rows() -> Iterator[Variant]:

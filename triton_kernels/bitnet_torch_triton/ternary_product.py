@@ -1,0 +1,135 @@
+"""Launch the ternary product of one quantised input with one or several matrices.
+
+Which kernel a launch takes is a row of the launch table: ``gemv`` for one token, ``few`` for two
+to eight, ``tile`` for any number. Matrices of one call share a launch, but where only some have
+a bias, or biases differ in dtype: those of a kind share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.functional import pad
+
+from bitnet_torch_triton._launch import KernelConfig, launch
+from bitnet_torch_triton.planar64 import groups_of
+from bitnet_torch_triton.policy import arch_of, rule_for
+from bitnet_torch_triton.rules import Rule
+from bitnet_torch_triton.ternary_gemv import _ternary_gemv_kernel
+from bitnet_torch_triton.ternary_tile import _ternary_tile_kernel
+
+# Bytes of a load, and so what rows of activations are a multiple of.
+WIDTH = 16
+# The dot-product instruction of an architecture, by the beginning of its name.
+DOTS = {"sm_": "dp4a", "gfx9": "v_dot4_i32_i8", "gfx11": "v_dot4_i32_iu8"}
+
+
+class Matrix(NamedTuple):
+    """One matrix of a launch, with N rows.
+
+    Attributes:
+        codes: In layout planar64.
+        w_scale: () or (N,) float32.
+        N: Its rows.
+        bias: (N,) or None.
+    """
+
+    codes: Tensor
+    w_scale: Tensor
+    N: int
+    bias: Tensor | None = None
+
+
+def multiply(
+    x_q: Tensor, x_scale: Tensor, matrices: Sequence[Matrix], dtype: torch.dtype
+) -> list[Tensor]:
+    """Return the product of ``x_q`` (..., K) with each matrix, without waiting for the device."""
+    *rows, k = x_q.shape
+    ys = [torch.empty((*rows, matrix.N), dtype=dtype, device=x_q.device) for matrix in matrices]
+    pairs = [(matrix, y) for matrix, y in zip(matrices, ys, strict=True) if y.numel()]
+    if not pairs:
+        return ys
+    x, x_scale = aligned_rows(x_q.reshape(x_scale.numel(), k)), x_scale.contiguous()
+    for _, group in groupby(pairs, key=lambda pair: _kind(pair[0])):
+        _launch_group(x, x_scale, list(group), k)
+    return ys
+
+
+def aligned_rows(x_q: Tensor) -> Tensor:
+    """Return the int8 rows ``x_q`` (M, K) such that each can be loaded 16 bytes at a time.
+
+    Those of nearly every model are that already; others are copied, with zeros behind.
+    """
+    x, k = x_q.contiguous(), x_q.shape[1]
+    if k % WIDTH:
+        return pad(x, (0, -k % WIDTH))
+    return x.clone() if x.data_ptr() % WIDTH else x
+
+
+def _kind(matrix: Matrix) -> torch.dtype | None:
+    return None if matrix.bias is None else matrix.bias.dtype
+
+
+def _launch_group(
+    x: Tensor, x_scale: Tensor, pairs: Sequence[tuple[Matrix, Tensor]], k: int
+) -> None:
+    m, arch = x.shape[0], arch_of(x.device)
+    rule = rule_for("ternary_linear", arch, m, sum(matrix.N for matrix, _ in pairs), k)
+    config = rule.config
+    programs = sum(triton.cdiv(matrix.N, config.block_n) for matrix, _ in pairs)
+    sizes = [x.shape[1] // WIDTH, groups_of(k)]
+    if rule.kernel != "gemv":
+        sizes.insert(0, m)
+    if rule.kernel == "tile":
+        programs *= triton.cdiv(m, config.block_m)
+    arguments = (x, x_scale, tuple(_argument(matrix, y) for matrix, y in pairs), *sizes)
+    launch(kernel_of(rule), programs, config, *arguments, **constants_of(rule, arch))
+
+
+def _argument(matrix: Matrix, y: Tensor) -> tuple[Any, ...]:
+    bias = None if matrix.bias is None else matrix.bias.contiguous()
+    stride = int(matrix.w_scale.numel() > 1)
+    return matrix.codes, matrix.w_scale.contiguous(), stride, bias, y, matrix.N
+
+
+def kernel_of(rule: Rule) -> Any:
+    """Return the kernel that a rule of ``ternary_linear`` names."""
+    if rule.kernel == "few":
+        # Here and not at the top: the interpreter and AMD do without Gluon.
+        from bitnet_torch_triton.ternary_few import _ternary_few_kernel
+
+        return _ternary_few_kernel
+    return {"gemv": _ternary_gemv_kernel, "tile": _ternary_tile_kernel}[rule.kernel]
+
+
+def constants_of(rule: Rule, arch: str) -> dict[str, Any]:
+    """Return the compile-time arguments that such a kernel takes on ``arch``."""
+    return _CONSTANTS[rule.kernel](rule.config, arch)
+
+
+def _gemv_constants(config: KernelConfig, arch: str) -> dict[str, Any]:
+    dot = next((name for prefix, name in DOTS.items() if arch.startswith(prefix)), "")
+    return {
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "ROWS": config.rows,
+        "SPLIT_K": config.split_k,
+        "UNROLL": config.unroll,
+        "DOT": dot,
+    }
+
+
+def _few_constants(config: KernelConfig, arch: str) -> dict[str, Any]:
+    return {"BLOCK_N": config.block_n, "SPLIT_K": config.split_k, "WARPS": config.num_warps}
+
+
+def _tile_constants(config: KernelConfig, arch: str) -> dict[str, Any]:
+    return {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+
+
+_CONSTANTS = {"gemv": _gemv_constants, "few": _few_constants, "tile": _tile_constants}
