@@ -102,6 +102,12 @@ class DivergenceError(BitNetError, RuntimeError):
     kind = "divergence"
 
 
+class DistributedError(BitNetError, RuntimeError):
+    """Another process of a group is lost or does not answer."""
+
+    kind = "distributed"
+
+
 class GenerationError(BitNetError, ValueError):
     """A prompt or a sampling setting cannot be used."""
 

@@ -1,18 +1,29 @@
 """What the two processes do, together; each function is run on both ranks."""
 
+import errno
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bitnet_torch.errors import BitNetError
+from bitnet_torch.errors import BitNetError, ConfigurationError
 from bitnet_torch.nn import BitLinear, convert
 from bitnet_torch.nn.gathered_weight import GatheredWeight
-from bitnet_torch.train.distributed import RowShard, gather_codes, shard_codes, shard_scales
+from bitnet_torch.train.distributed import (
+    RowShard,
+    gather_codes,
+    load_sharded,
+    on_first,
+    save_sharded,
+    shard_codes,
+    shard_scales,
+)
 from tests.train.distributed import nets
 
 
@@ -232,3 +243,56 @@ def refusals(rank):
     attempt("values", lambda: weight + 1)
     attempt("part", lambda: weight.view(2, 8))
     return messages
+
+
+def train_and_save(rank, folder, engine, step):
+    net = sharded_net()[0] if engine == "fsdp" else nets.small_net()
+    optimizer = nets.make_optimizer(net)
+    forward = DistributedDataParallel(net) if engine == "ddp" else net
+    losses(forward, rank, range(step), optimizer)
+    return save_sharded(folder, step, net, optimizer, {"note": engine}, keep=2)
+
+
+def load_and_train(rank, path, engine, steps):
+    net = sharded_net()[0] if engine == "fsdp" else nets.small_net()
+    optimizer = nets.make_optimizer(net)
+    facts = load_sharded(path, net, optimizer)
+    forward = DistributedDataParallel(net) if engine == "ddp" else net
+    return losses(forward, rank, steps, optimizer), whole(net), facts
+
+
+def error_of(rank, function, *arguments):
+    """Return the class and the text of what ``function`` raises."""
+    try:
+        function(rank, *arguments)
+    except BitNetError as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+def save_on_a_full_disk(rank, folder):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    original = FileSystemWriter.write_data
+    FileSystemWriter.write_data = full if rank == 1 else original
+    try:
+        return error_of(rank, train_and_save, folder, "fsdp", 2)
+    finally:
+        FileSystemWriter.write_data = original
+
+
+def on_the_first(rank):
+    answer = on_first(lambda: f"from {rank}")
+
+    def fail():
+        raise ConfigurationError("refused", rank=rank)
+
+    def absent():
+        return open("/nowhere/at/all")
+
+    return (
+        answer,
+        error_of(rank, lambda _: on_first(fail)),
+        error_of(rank, lambda _: on_first(absent)),
+    )
