@@ -22,6 +22,7 @@ def load() -> None:
         float_linear,
         glu,
         glu_norm_quantize,
+        head_bounds,
         int8_linear,
         multi_ternary_linear,
         pack_codes,

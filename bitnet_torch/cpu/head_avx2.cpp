@@ -64,9 +64,67 @@ void codes(const void* w, int64_t count, float scale, int8_t* h) {
     }
 }
 
+// Eight lanes of float64 sums of squares.
+struct Lanes {
+    __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+
+    BITNET_INLINE void add(__m256d a, __m256d b) {
+        low = _mm256_add_pd(low, _mm256_mul_pd(a, a));
+        high = _mm256_add_pd(high, _mm256_mul_pd(b, b));
+    }
+    BITNET_INLINE double total() const {
+        double t[4];
+        _mm256_storeu_pd(t, _mm256_add_pd(low, high));
+        const double even = t[0] + t[2], odd = t[1] + t[3];
+        return even + odd;
+    }
+};
+BITNET_INLINE __m256d lower(__m256 v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); }
+BITNET_INLINE __m256d upper(__m256 v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
+
+struct HeadLanes {
+    Lanes weight, code, off;
+    __m256d scale;
+
+    BITNET_INLINE void add(__m256 w, __m128i h) {
+        const V wide = _mm256_cvtepi8_epi32(h);
+        const __m256d w0 = lower(w), w1 = upper(w);
+        const __m256d r0 = _mm256_mul_pd(_mm256_cvtepi32_pd(_mm256_castsi256_si128(wide)), scale);
+        const __m256d r1 = _mm256_mul_pd(_mm256_cvtepi32_pd(_mm256_extracti128_si256(wide, 1)), scale);
+        weight.add(w0, w1);
+        code.add(r0, r1);
+        off.add(_mm256_sub_pd(w0, r0), _mm256_sub_pd(w1, r1));
+    }
+};
+
+template <class Load>
+HeadSums row_sums(const void* w, const int8_t* h, float scale, int64_t count) {
+    HeadLanes lanes;
+    lanes.scale = _mm256_set1_pd(scale);
+    int64_t k = 0;
+    for (; k + 8 <= count; k += 8)
+        lanes.add(Load::eight(w, k), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(h + k)));
+    if (k < count) {  // zeros change no lane
+        float values[8] = {};
+        int8_t codes[16] = {};
+        for (int64_t i = k; i < count; ++i) {
+            values[i - k] = load_float(w, Load::dtype, i);
+            codes[i - k] = h[i];
+        }
+        lanes.add(_mm256_loadu_ps(values), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
+    }
+    return {lanes.weight.total(), lanes.code.total(), lanes.off.total()};
+}
+
 }  // namespace
 
 namespace avx2 {
+
+HeadSums head_sums(const void* w, DType dtype, const int8_t* h, float scale, int64_t count) {
+    if (dtype == kFloat32) return row_sums<LoadF32>(w, h, scale, count);
+    if (dtype == kBFloat16) return row_sums<LoadBF16>(w, h, scale, count);
+    return row_sums<LoadF16>(w, h, scale, count);
+}
 
 void head_codes(const void* w, DType dtype, int64_t count, float scale, int8_t* h) {
     if (dtype == kFloat32) return codes<LoadF32>(w, count, scale, h);

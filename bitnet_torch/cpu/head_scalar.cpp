@@ -22,6 +22,22 @@ void int8_rows(const Int8Job& job, int64_t first, int64_t last) {
         }
 }
 
+HeadSums head_sums(const void* w, DType dtype, const int8_t* h, float scale, int64_t count) {
+    double lane[3][8] = {}, sum[3];
+    for (int64_t k = 0; k < count; ++k) {
+        const double value = load_float(w, dtype, k), real = static_cast<double>(h[k]) * scale, off = value - real;
+        lane[0][k % 8] += value * value;
+        lane[1][k % 8] += real * real;
+        lane[2][k % 8] += off * off;
+    }
+    for (int i = 0; i < 3; ++i) {
+        const double* l = lane[i];
+        const double even = (l[0] + l[4]) + (l[2] + l[6]), odd = (l[1] + l[5]) + (l[3] + l[7]);
+        sum[i] = even + odd;
+    }
+    return {sum[0], sum[1], sum[2]};
+}
+
 int64_t first_above(const float* x, int64_t from, int64_t count, float limit) {
     while (from < count && x[from] <= limit) ++from;  // false for NaN
     return from;

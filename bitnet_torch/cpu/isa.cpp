@@ -85,23 +85,25 @@ struct Row {
     Kernels kernels;
 };
 
-// A row that differs from `base` in the ternary product only.
-constexpr Kernels with_product(Kernels base, const char* name, void (*ternary_panels)(const TernaryJob&, int64_t, int64_t)) {
+// A row that differs from `base` in the integer products only.
+constexpr Kernels with_products(Kernels base, const char* name, void (*ternary_panels)(const TernaryJob&, int64_t, int64_t),
+                                void (*int8_rows)(const Int8Job&, int64_t, int64_t)) {
     base.name = name;
     base.ternary_panels = ternary_panels;
+    base.int8_rows = int8_rows;
     return base;
 }
 
 constexpr Kernels kScalar = {"scalar", scalar::quantize_row, scalar::row_sum, scalar::weight_max, scalar::weight_sum,
      scalar::weight_codes, scalar::ternary_panels, scalar::widen_row, scalar::narrow_row, scalar::norm_row, scalar::glu_row,
-     scalar::float_rows, scalar::float_dot, scalar::head_codes, scalar::int8_rows,
+     scalar::float_rows, scalar::float_dot, scalar::head_codes, scalar::int8_rows, scalar::head_sums,
     scalar::first_above, scalar::rope_row, scalar::product_tile, scalar::ternary_strip,
      scalar::int8_strip, &scalar::attention};
 #if defined(BITNET_AVX2)
 constexpr Kernels kAvx2 = {
     "avx2", avx2::quantize_row, avx2::row_sum, avx2::weight_max, avx2::weight_sum, avx2::weight_codes,
     avx2::ternary_panels, avx2::widen_row, avx2::narrow_row, avx2::norm_row, avx2::glu_row,
-    avx2::float_rows, avx2::float_dot, avx2::head_codes, avx2::int8_rows,
+    avx2::float_rows, avx2::float_dot, avx2::head_codes, avx2::int8_rows, avx2::head_sums,
     avx2::first_above, avx2::rope_row, avx2::product_tile, avx2::ternary_strip,
     avx2::int8_strip, &avx2::attention};
 #endif
@@ -112,14 +114,14 @@ const Row kTable[] = {
 #if defined(BITNET_AVX2)
     {has_avx2, kAvx2},
 #if defined(BITNET_AVXVNNI)
-    {has_avxvnni, with_product(kAvx2, "avxvnni", avxvnni::ternary_panels)},
+    {has_avxvnni, with_products(kAvx2, "avxvnni", avxvnni::ternary_panels, avxvnni::int8_rows)},
 #endif
 #if defined(BITNET_AVX512VNNI)
-    {has_avx512vnni, with_product(kAvx2, "avx512vnni", avx512vnni::ternary_panels)},
+    {has_avx512vnni, with_products(kAvx2, "avx512vnni", avx512vnni::ternary_panels, avx512vnni::int8_rows)},
 #endif
 #endif
 #if defined(BITNET_NEONDOT)
-    {has_neondot, with_product(kScalar, "neondot", neondot::ternary_panels)},
+    {has_neondot, with_products(kScalar, "neondot", neondot::ternary_panels, scalar::int8_rows)},
 #endif
 };
 constexpr int kRows = static_cast<int>(sizeof kTable / sizeof kTable[0]);
@@ -165,4 +167,4 @@ BITNET_EXPORT int bitnet_cpu_isa_force(const char* name) {
 }
 
 // Python refuses a library that was built from other sources: the argument lists would not match.
-BITNET_EXPORT int bitnet_cpu_abi() { return 10; }
+BITNET_EXPORT int bitnet_cpu_abi() { return 11; }

@@ -49,6 +49,12 @@ struct Int8Job {
     int64_t tokens, N, K;
 };
 
+// Sums of squares over a row of the head, in float64: of the weights, of what the codes stand for, of the difference. Lane
+// j of eight adds up elements j, j + 8, ... in that order; then ((l0 + l4) + (l2 + l6)) + ((l1 + l5) + (l3 + l7)).
+struct HeadSums {
+    double weight, code, off;
+};
+
 enum Activation : int { kRelu2 = 0, kSilu = 1 };
 inline bool valid_activation(int code) { return code == kRelu2 || code == kSilu; }
 
@@ -73,6 +79,7 @@ struct Kernels {
     float (*float_dot)(const float* x, const void* w, DType dtype, int64_t K);  // one output of it, unrounded
     void (*head_codes)(const void* w, DType dtype, int64_t count, float scale, int8_t* h);  // rne(w / scale)
     void (*int8_rows)(const Int8Job& job, int64_t first, int64_t last);  // all tokens, rows [first, last)
+    HeadSums (*head_sums)(const void* w, DType dtype, const int8_t* h, float scale, int64_t count);
     // The first i >= from with x[i] > limit or x[i] NaN, else count.
     int64_t (*first_above)(const float* x, int64_t from, int64_t count, float limit);
     // Turns the pairs (j, j + half) of one head.
@@ -101,6 +108,7 @@ const Kernels& kernels();  // the chosen row: the last supported one, or the for
     float float_dot(const float*, const void*, DType, int64_t);                                       \
     void head_codes(const void*, DType, int64_t, float, int8_t*);                                     \
     void int8_rows(const Int8Job&, int64_t, int64_t);                                                 \
+    HeadSums head_sums(const void*, DType, const int8_t*, float, int64_t);                            \
     int64_t first_above(const float*, int64_t, int64_t, float);                                       \
     void rope_row(const void*, DType, const float*, const float*, int64_t, void*);                    \
     void product_tile(const float*, const float*, int64_t, bool, float*);                             \
@@ -118,9 +126,11 @@ BITNET_DECLARE_KERNELS
 // These borrow everything else: the first two from avx2, the last from scalar.
 namespace avxvnni {
 void ternary_panels(const TernaryJob&, int64_t, int64_t);
+void int8_rows(const Int8Job&, int64_t, int64_t);
 }
 namespace avx512vnni {
 void ternary_panels(const TernaryJob&, int64_t, int64_t);
+void int8_rows(const Int8Job&, int64_t, int64_t);
 }
 namespace neondot {
 void ternary_panels(const TernaryJob&, int64_t, int64_t);

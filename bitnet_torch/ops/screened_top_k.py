@@ -59,14 +59,15 @@ Source: Higham 2002, "Accuracy and Stability of Numerical Algorithms", sections 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bitnet_torch.errors import ShapeError
-from bitnet_torch.ops._checks import check_dtype, check_same_device
-from bitnet_torch.ops._registry import declare
+from bitnet_torch.ops._checks import FLOATS, check_dtype, check_same_device
+from bitnet_torch.ops._registry import declare, forced_backend
 from bitnet_torch.ops.float_linear import LANES, check_weight, float_linear
 from bitnet_torch.ops.int8_linear import check_head, int8_linear
 from bitnet_torch.ops.quantize_activation import quantize_activation
@@ -80,6 +81,14 @@ SCORE_ERROR = 2.0**-21
 _PIECE = 1 << 18
 
 
+_MAKERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {}
+
+
+def register_head_bounds(make: Callable[[Tensor, Tensor, Tensor], Tensor], *, device: str) -> None:
+    """Let ``make`` find the bounds of heads on ``device``; its arguments are checked."""
+    _MAKERS[device] = make
+
+
 def head_bounds(weight: Tensor, h: Tensor, h_scale: Tensor) -> Tensor:
     """Return the bounds (2, N), float32, of an int8 head, as the module docstring says.
 
@@ -87,7 +96,22 @@ def head_bounds(weight: Tensor, h: Tensor, h_scale: Tensor) -> Tensor:
         weight: (N, K), the float head.
         h: (N, K) int8, its codes.
         h_scale: (N,) float32, its scales.
+
+    Raises:
+        ShapeError: A shape does not fit the others.
+        DTypeError: A dtype is none of these.
     """
+    check_dtype("weight", weight, *FLOATS)
+    if weight.dim() != 2 or h.shape != weight.shape:
+        raise ShapeError(f"h must be weight's {tuple(weight.shape)}, got {tuple(h.shape)}")
+    check_head(h, h_scale, weight.shape[1])
+    check_same_device(weight=weight, h=h, h_scale=h_scale)
+    make = None if forced_backend() == "reference" else _MAKERS.get(weight.device.type)
+    return (make or _head_bounds)(weight, h, h_scale)
+
+
+def _head_bounds(weight: Tensor, h: Tensor, h_scale: Tensor) -> Tensor:
+    """Find the bounds with PyTorch: sums in float64, in the order that it has on this device."""
     n, k = weight.shape
     c = (k + 8) * 2.0**-24
     bounds = torch.empty((2, n), dtype=torch.float32, device=weight.device)

@@ -44,6 +44,7 @@ int bitnet_cpu_glu(const void*, const void*, int, int, int64_t, void*, int);
 int bitnet_cpu_glu_norm_quantize(const void*, const void*, int, int, const void*, int, float, int64_t, int64_t, int8_t*,
                                  float*, int);
 int bitnet_cpu_quantize_head(const void*, int, int64_t, int64_t, int8_t*, float*, int);
+int bitnet_cpu_head_bounds(const void*, int, const int8_t*, const float*, int64_t, int64_t, float*, int);
 int bitnet_cpu_int8_linear(const int8_t*, const float*, const int8_t*, const float*, void*, int, int64_t, int64_t, int64_t,
                            int);
 int bitnet_cpu_top_k(const float*, int64_t, int64_t, int64_t, float*, int64_t*, int);
@@ -88,8 +89,8 @@ void run_head(int64_t M, int64_t N, int64_t K, int dtype, const uint8_t* x, cons
     auto h_scale = buffer<float>(N), bounds = buffer<float>(2 * N), scores = buffer<float>(M * N);
     auto values = buffer<float>(M * k);
     auto ids = buffer<int64_t>(M * k), rescored = buffer<int64_t>(M);
-    for (int64_t i = 0; i < 2 * N; ++i) bounds[i] = 1e-3f;
     require(bitnet_cpu_quantize_head(w, dtype, N, K, h.get(), h_scale.get(), threads), "quantize_head");
+    require(bitnet_cpu_head_bounds(w, dtype, h.get(), h_scale.get(), N, K, bounds.get(), threads), "head_bounds");
     require(bitnet_cpu_int8_linear(x_q, x_scale, h.get(), h_scale.get(), scores.get(), 0, M, N, K, threads), "int8_linear");
     require(bitnet_cpu_top_k(scores.get(), M, N, k, values.get(), ids.get(), threads), "top_k");
     require(bitnet_cpu_screened_top_k(x, dtype, w, dtype, h.get(), h_scale.get(), bounds.get(), values.get(), ids.get(),

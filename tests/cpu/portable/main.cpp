@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "isa.hpp"
@@ -61,6 +62,43 @@ bool agrees(Product product, const Case& c, DType dtype) {
     return std::memcmp(want.get(), got.get(), static_cast<size_t>(y_bytes)) == 0;
 }
 
+#if !defined(__aarch64__)
+using Int8Product = void (*)(const Int8Job&, int64_t, int64_t);
+
+// x: -1 is random, else every code; h likewise.
+bool int8_agrees(Int8Product product, const Case& c, DType dtype) {
+    const int64_t padded = (c.K + 31) / 32 * 32, stride = 2 * padded;
+    const int64_t y_bytes = c.M * c.N * static_cast<int64_t>(dtype_size(dtype));
+    auto x = buffer<int8_t>(c.M * stride), h = buffer<int8_t>(c.N * c.K);
+    auto want = buffer<uint8_t>(y_bytes), got = buffer<uint8_t>(y_bytes);
+    auto x_scale = buffer<float>(c.M), h_scale = buffer<float>(c.N);
+    for (int64_t m = 0; m < c.M; ++m) {
+        x_scale[m] = static_cast<float>(m + 1) / 7;
+        for (int64_t k = 0; k < padded; ++k) {
+            const int code = k >= c.K ? 0 : c.x == -1 ? static_cast<int8_t>(next() >> 13) : c.x;
+            x[m * stride + k] = static_cast<int8_t>(code);
+            x[m * stride + padded + k] = static_cast<int8_t>(code < 0 ? -code : code);
+        }
+    }
+    for (int64_t i = 0; i < c.N * c.K; ++i)
+        h[i] = static_cast<int8_t>(c.code == -1 ? static_cast<int>(next() >> 16) % 255 - 127 : c.code);
+    for (int64_t n = 0; n < c.N; ++n) h_scale[n] = static_cast<float>(n % 11 + 1) / 3;
+    Int8Job job{x.get(), stride, x_scale.get(), h.get(), h_scale.get(), want.get(), dtype, c.M, c.N, c.K};
+    scalar::int8_rows(job, 0, c.N);
+    std::memset(got.get(), 0xee, static_cast<size_t>(y_bytes));
+    job.y = got.get();
+    product(job, 0, c.N / 3);
+    product(job, c.N / 3, c.N);
+    return std::memcmp(want.get(), got.get(), static_cast<size_t>(y_bytes)) == 0;
+}
+#endif
+
+int report(const char* name, const Case& c, DType dtype) {
+    std::printf("%s differs: M=%lld N=%lld K=%lld x=%d code=%d dtype=%d\n", name, (long long)c.M, (long long)c.N,
+                (long long)c.K, c.x, c.code, dtype);
+    return 1;
+}
+
 }  // namespace
 
 #if defined(__aarch64__)
@@ -93,11 +131,17 @@ int main(int count, char**) {
         for (const Case& c : cases)
             for (DType dtype : {kFloat32, kBFloat16, kFloat16}) {
                 ++run;
-                if (agrees(p.product, c, dtype)) continue;
-                ++wrong;
-                std::printf("%s differs: M=%lld N=%lld K=%lld x=%d code=%d dtype=%d\n", p.name, (long long)c.M,
-                            (long long)c.N, (long long)c.K, c.x, c.code, dtype);
+                if (!agrees(p.product, c, dtype)) wrong += report(p.name, c, dtype);
             }
+#if !defined(__aarch64__)
+    for (const auto& p : {std::pair<const char*, Int8Product>{"int8 avx2", avx2::int8_rows},
+                          {"int8 avxvnni", avxvnni::int8_rows}, {"int8 avx512vnni", avx512vnni::int8_rows}})
+        for (Case c : cases) {
+            if (c.x != -1) c.code = c.code == 0 ? -127 : 127;
+            ++run;
+            if (!int8_agrees(p.second, c, kFloat32)) wrong += report(p.first, c, kFloat32);
+        }
+#endif
     std::printf("%d products, %d differ\n", run, wrong);
     return wrong != 0;
 }
