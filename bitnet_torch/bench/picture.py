@@ -35,7 +35,8 @@ def draw_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """
     if not rows:
         raise ConfigurationError("there are no rows to draw")
-    drawn = list(reversed(rows))
+    # On the axis of the first: bytes that stand beside times are in the file only.
+    drawn = [row for row in reversed(rows) if row.value.unit == rows[0].value.unit]
     height = _MARGIN_INCHES + _ROW_INCHES * len(drawn)
     # The object-oriented interface: pyplot would choose a window system for the whole process.
     figure = require("matplotlib.figure", extra="plot").Figure(figsize=(13, height), dpi=130)

@@ -94,6 +94,7 @@ def _add_train(suites: argparse._SubParsersAction[Parser]) -> None:
         ("layers", 4, "decoder layers"),
         ("batch", 8, "sequences"),
         ("context", 128, "tokens of a sequence"),
+        ("intermediate", 0, "width of the feed-forward layer; 0 is 8/3 of the model's"),
     ):
         parser.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=f"{shown} (%(default)s)"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from bitnet_torch.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from bitnet_torch.bench.cases import MakeCase
+    from bitnet_torch.bench.environment import Environment
     from bitnet_torch.bench.row import Row
 
 # Flag of make-checkpoint -> the setting of ModelConfig that it changes.
@@ -68,11 +70,11 @@ def run_model(args: argparse.Namespace) -> int:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Time a training step."""
-    from bitnet_torch.bench.train_suite import TrainPlan, train_case
+    """Time a training step and its parts, and count what it keeps."""
+    from bitnet_torch.bench.train_suite import TrainPlan, saved_inputs_row, train_cases
 
-    plan = TrainPlan(args.hidden, args.layers, args.batch, args.context)
-    return _measure(args, [lambda: train_case(plan)])
+    plan = TrainPlan(args.hidden, args.layers, args.batch, args.context, args.intermediate)
+    return _measure(args, train_cases(plan), count=functools.partial(saved_inputs_row, plan))
 
 
 def run_memory(args: argparse.Namespace) -> int:
@@ -91,7 +93,12 @@ def run_memory(args: argparse.Namespace) -> int:
     return _finish(args, rows)
 
 
-def _measure(args: argparse.Namespace, makers: Iterable[MakeCase], quick: bool = False) -> int:
+def _measure(
+    args: argparse.Namespace,
+    makers: Iterable[MakeCase],
+    quick: bool = False,
+    count: Callable[[Environment], Row] | None = None,
+) -> int:
     """Run a suite of timings, with its table growing on stdout."""
     from bitnet_torch.bench import session
     from bitnet_torch.bench.table import render_header, render_table
@@ -104,6 +111,7 @@ def _measure(args: argparse.Namespace, makers: Iterable[MakeCase], quick: bool =
     with _threads(args):
         run = session.begin(effort)
         rows = session.run_cases(run, makers, _progress)
+        rows += [] if count is None else [count(run.environment)]
     if not args.json:
         write(render_header(rows[0]) + render_table(rows))
     return _finish(args, rows)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitnet_torch import ops
-from bitnet_torch.bench import gradient_cases, linear_cases, ops_suite
+from bitnet_torch.bench import gradient_cases, linear_cases, ops_suite, train_parts
 from bitnet_torch.bench.cases import Run
 from bitnet_torch.bench.environment import describe_environment, file_stem
 from bitnet_torch.bench.linear_cases import Shape, float_bound, make_problem
@@ -16,7 +16,12 @@ from bitnet_torch.bench.model_suite import model_cases
 from bitnet_torch.bench.ops_suite import OpsPlan
 from bitnet_torch.bench.random_checkpoint import PRESETS, make_checkpoint
 from bitnet_torch.bench.timing import Effort
-from bitnet_torch.bench.train_suite import TrainPlan, train_case
+from bitnet_torch.bench.train_suite import (
+    TrainPlan,
+    saved_inputs_row,
+    train_case,
+    train_cases,
+)
 from bitnet_torch.bench.verify import same_bits
 from bitnet_torch.errors import BitNetError, CheckpointError, ConfigurationError
 
@@ -126,6 +131,31 @@ def test_a_training_step_is_timed_beside_full_precision(run):
     assert (row.subject.candidate, row.subject.baseline) == ("BitLinear", "nn.Linear")
     assert row.verified == "bits"
     assert row.ratio.pairs == 12
+
+
+def test_the_parts_of_a_step_are_verified_and_timed_each(run):
+    rows = [run.row(make()) for make in train_cases(TrainPlan(32, 1, 2, 8, intermediate=64))]
+    assert [row.subject.op for row in rows[:3]] == ["step", "forward", "backward"]
+    assert [(row.subject.n, row.subject.k) for row in rows[3::3]] == [(32, 32), (64, 32), (32, 64)]
+    assert {row.subject.candidate for row in rows[3:]} == {"BitLinear", "BitLinear, int8"}
+    assert all(row.verified and row.baseline_verified for row in rows)
+
+
+def test_a_wrong_gradient_is_not_timed(run, monkeypatch):
+    wrong = lambda grad, *rest: 1.01 * ops.ternary_linear_grad_input(grad, *rest)  # noqa: E731
+    monkeypatch.setattr("bitnet_torch.nn.bit_linear.ternary_linear_grad_input", wrong)
+    _, backward, _ = (make() for make in train_parts.linear_cases(8, 32, 16))
+    with pytest.raises(BitNetError, match=r"BitLinear: off by 1\.00e-02 of the norm"):
+        run.row(backward)
+
+
+def test_a_ternary_step_keeps_a_quarter_of_the_inputs_and_their_scales(run):
+    plan = TrainPlan(64, 2, 2, 8, intermediate=96)
+    row = saved_inputs_row(plan, run.environment)
+    # Read by q/k/v, by o, by gate/up and by down.
+    widths = 3 * 64 + 96
+    assert row.value.median == 2 * plan.tokens * (widths + 4 * 4)
+    assert row.baseline.median == 2 * plan.tokens * 4 * widths
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1, 8), (32, 0, 1, 8), (32, 1, 0, 8), (32, 1, 1, 1)])
