@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -71,10 +72,13 @@ def run_model(args: argparse.Namespace) -> int:
 
 def run_train(args: argparse.Namespace) -> int:
     """Time a training step and its parts, and count what it keeps."""
+    from bitnet_torch.bench.telemetry_case import telemetry_case
     from bitnet_torch.bench.train_suite import TrainPlan, saved_inputs_row, train_cases
 
     plan = TrainPlan(args.hidden, args.layers, args.batch, args.context, args.intermediate)
-    return _measure(args, train_cases(plan), count=functools.partial(saved_inputs_row, plan))
+    telemetry: MakeCase = functools.partial(telemetry_case, plan)
+    cases = itertools.chain(train_cases(plan), [telemetry])
+    return _measure(args, cases, count=functools.partial(saved_inputs_row, plan))
 
 
 def run_memory(args: argparse.Namespace) -> int:

@@ -75,6 +75,7 @@ def test_train_measures_a_step(bitnet):
     status, text, _ = bitnet("bench", "train", *sizes, "--no-save", *FAST)
     assert status == 0
     assert "nn.Linear" in text
+    assert "telemetry" in text
 
 
 def test_make_checkpoint_takes_sizes_and_a_seed(bitnet, tmp_path):

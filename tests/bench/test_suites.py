@@ -15,6 +15,7 @@ from bitnet_torch.bench.memory_suite import memory_rows
 from bitnet_torch.bench.model_suite import model_cases
 from bitnet_torch.bench.ops_suite import OpsPlan
 from bitnet_torch.bench.random_checkpoint import PRESETS, make_checkpoint
+from bitnet_torch.bench.telemetry_case import telemetry_case
 from bitnet_torch.bench.timing import Effort
 from bitnet_torch.bench.train_suite import (
     TrainPlan,
@@ -139,6 +140,19 @@ def test_the_parts_of_a_step_are_verified_and_timed_each(run):
     assert [(row.subject.n, row.subject.k) for row in rows[3::3]] == [(32, 32), (64, 32), (32, 64)]
     assert {row.subject.candidate for row in rows[3:]} == {"BitLinear", "BitLinear, int8"}
     assert all(row.verified and row.baseline_verified for row in rows)
+
+
+def test_a_measurement_of_telemetry_is_timed_beside_a_step(run):
+    row = run.row(telemetry_case(TrainPlan(32, 1, 2, 8)))
+    assert (row.subject.op, row.subject.baseline) == ("telemetry", "one step")
+    assert "zero fraction of a naive count" in row.verified
+    assert row.ratio.pairs == 12
+
+
+def test_a_wrong_zero_fraction_is_not_timed(run, monkeypatch):
+    monkeypatch.setattr("bitnet_torch.train.telemetry._zeros", lambda *_: 0)
+    with pytest.raises(BitNetError, match="telemetry: zero fraction"):
+        run.row(telemetry_case(TrainPlan(32, 1, 2, 8)))
 
 
 def test_a_wrong_gradient_is_not_timed(run, monkeypatch):
