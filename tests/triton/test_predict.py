@@ -68,8 +68,8 @@ def test_a_token_of_the_published_model_is_predicted_under_two_milliseconds_on_a
 
 def test_a_step_is_its_layers_and_what_stands_around_them():
     layer = layer_launches(MODEL, 1, 128, A100)
-    assert len(decode_launches(A100)) == MODEL.layers * len(layer) + 8
-    assert len(decode_launches(A100, head="int8")) == MODEL.layers * len(layer) + 9
+    assert len(decode_launches(A100)) == MODEL.layers * len(layer) + 10
+    assert len(decode_launches(A100, head="int8")) == MODEL.layers * len(layer) + 11
     read = sum(launch.nbytes for launch in layer)
     weights = sum(n * k for n, k in MODEL.matrices) / 4
     assert weights < read < 1.2 * weights

@@ -62,6 +62,15 @@ def arch_of(device: torch.device) -> str:
     return check_arch(f"sm_{major}{minor}")
 
 
+@functools.lru_cache(maxsize=64)
+def processors(device: torch.device) -> int:
+    """Return the number of multiprocessors of a device; 1 in the interpreter."""
+    if device.type == "cpu":
+        return 1
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
 def shape_class(n: int, k: int) -> str:
     """Return the class of a product with N outputs (of all matrices of a launch) and K inputs."""
     return "few rows" if n <= FEW_ROWS else "many rows"

@@ -108,15 +108,28 @@ def _rows() -> Iterator[Variant]:
 
 def _cache() -> Iterator[Variant]:
     for d in (64, 128, 256):
-        write, read = rope_kv_write.config_for(d // 2), attention.config_for(d)
+        write = rope_kv_write.config_for(d // 2)
         for cache, scale, first in (("*{f}", "None", "None"), ("*i8", "*fp32", "*i64")):
             held = f"{cache} {cache} {scale} {scale} *i64"
             signature = f"*{{f}} *{{f}} *{{f}} *fp32 *fp32 {held} *{{f}} i32 i32 i32 i32 i32 i32"
             block = blocks(write, "M", "K")
             yield Variant("_rope_kv_write_kernel", types(signature), block, write)
-            signature = f"*{{f}} {held} {first} *{{f}} i32 i32 i32 i32 i32 fp32"
-            block = blocks(read, "M", "N", "K")
-            yield Variant("_attention_kernel", types(signature), block, read, float_sums=True)
+            for archs, rows, parts in (
+                ("", 16, "None None"),
+                ("sm_80", 4, "*fp32 *i32"),
+                ("gfx942", 4, "*fp32 *i32"),
+            ):
+                sizes = "i32 i32 i32 i32 i32 i32 i32 fp32"
+                signature = f"*{{f}} {held} {first} *{{f}} {parts} {sizes}"
+                read = attention.config_for(d, rows, archs)
+                yield Variant(
+                    "_attention_kernel",
+                    types(signature),
+                    {"SPLIT": rows == 4} | blocks(read, "M", "N", "K"),
+                    read,
+                    archs=archs.rstrip("0123456789"),
+                    float_sums=True,
+                )
 
 
 def _weights() -> Iterator[Variant]:

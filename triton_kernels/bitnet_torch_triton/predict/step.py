@@ -63,7 +63,15 @@ def outer_launches(size: Sizes, m: int, head: str) -> list[Launch]:
     d, vocab = size.hidden, size.vocab
     before = [
         ops.pointwise(name, BF16 * m * d)
-        for name in ("positions", "positions + start", "cosines", "sines", "embedding")
+        for name in (
+            "positions",
+            "positions + start",
+            "positions - first",
+            "positions from 0",
+            "cosines",
+            "sines",
+            "embedding",
+        )
     ]
     last = [ops.row_op("last norm", m, BF16 * d, BF16 * d), ops.pointwise("cache length", 8)]
     if head == "float":
