@@ -35,7 +35,7 @@ def compiled(f, folder):
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    return compiled("bf16", tmp_path_factory.mktemp("ptx"))
+    return compiled("fp32", tmp_path_factory.mktemp("ptx"))
 
 
 def planar(t):
@@ -63,7 +63,7 @@ class Case:
         x_q, x_scale = torch.randint(-128, 128, (m, k), dtype=torch.int8), torch.rand(m)
         x = self.memory.place(pad(x_q, (0, -k % 16)).numpy())
         self.arguments = [x, self.memory.place(x_scale.numpy())]
-        self.outputs = []
+        self.outputs, biases = [], []
         for n in rows:
             t, bias = codes(n, k, n), torch.randn(n).to(dtype) if with_bias else None
             w_scale = torch.rand(n) if with_bias else torch.rand(())
@@ -74,9 +74,9 @@ class Case:
             y = self.memory.place(np.zeros_like(integers(want)), written=True)
             self.outputs.append((y, want))
             scale = self.memory.place(w_scale.numpy())
-            self.arguments += [self.memory.place(planar(t.numpy())), scale, int(with_bias)]
-            self.arguments += [self.memory.place(integers(bias))] if with_bias else []
-            self.arguments += [y, n]
+            self.arguments += [self.memory.place(planar(t.numpy())), scale, int(with_bias), y, n]
+            biases += [self.memory.place(integers(bias))] if with_bias else []
+        self.arguments += biases
 
     def agrees(self, entry, text, m, k, rows):
         arguments = [*self.arguments, *([m] if "few" in entry["kernel"] else [])]
@@ -115,7 +115,7 @@ def test_compiled_decode_kernels_have_the_references_bits(kernels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("f", ["fp16", "fp32"])
+@pytest.mark.parametrize("f", ["fp16", "bf16"])
 def test_compiled_decode_kernels_have_the_references_bits_for_all_tokens(f, tmp_path):
     sizes = (*SIZES, (1, (1,)), (16, (65,)), (6912, (70,)), (12_300, (5, 130)))
     assert agree_on(compiled(f, tmp_path), lambda i: range(2, 9), sizes) == 4 * 9 + 4 * 9 * 7
@@ -132,11 +132,11 @@ def largest_sum(entry, text):
     m = 8 if "few" in entry["kernel"] else 1
     x, one = np.full((m, k), -128, np.int8), np.ones(m, np.float32)
     t = np.stack([np.full(k, -1, np.int8), np.full(k, 1, np.int8)])
-    like = np.zeros((m, 2), np.int16)
+    like = np.zeros((m, 2), np.float32)
     placed = [memory.place(array) for array in (x, one, planar(t), one[:1])]
     y = memory.place(like, written=True)
     sizes = [*([m] if m > 1 else []), k // 16, k // 256]
     run(text, [*placed, 0, y, 2, *sizes], memory, 1, entry["shared"])
-    out = torch.from_numpy(memory.written(y, like)).view(torch.bfloat16).float()
-    assert bool((out == out[0]).all())
+    out = memory.written(y, like)
+    assert (out == out[0]).all()
     return out[0].tolist()

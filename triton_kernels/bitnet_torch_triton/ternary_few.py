@@ -20,7 +20,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from bitnet_torch_triton.ternary_matrix import chosen, real
+from bitnet_torch_triton.ternary_matrix import biased, chosen, real
 
 TOKENS = gl.constexpr(8)
 TURN = gl.constexpr(128)  # bytes of a row
@@ -31,6 +31,7 @@ def _ternary_few_kernel(
     x_ptr,  # (M, 16 K16) int8
     x_scale_ptr,  # (M,) float32
     matrices,  # see ternary_matrix.py
+    biases,
     M,
     K16,
     groups,
@@ -42,7 +43,7 @@ def _ternary_few_kernel(
         version=[2, 0], warps_per_cta=[SPLIT_K, WARPS // SPLIT_K, 1], instr_shape=[1, 16, 8]
     )
     codes, w_scale_ptr, stride, bias_ptr, y_ptr, N, block = chosen(
-        matrices, gl.program_id(0), BLOCK_N
+        matrices, biases, gl.program_id(0), BLOCK_N
     )
     n0, K = block * BLOCK_N, K16 * 16
     codes += n0.to(gl.int64) * (groups * 64)
@@ -67,7 +68,10 @@ def _ternary_few_kernel(
     acc -= gl.convert_layout(_sums(x_ptr, M, K, WARPS), gl.SliceLayout(0, out))[None, :]
     n = n0 + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, out))
     m = gl.arange(0, TOKENS, layout=gl.SliceLayout(0, out))
-    _store(acc, x_scale_ptr, w_scale_ptr, stride, bias_ptr, y_ptr, m, n, M, N)
+    x_scale = gl.load(x_scale_ptr + m, mask=m < M, other=0.0)
+    w_scale = gl.load(w_scale_ptr + n * stride, mask=n < N, other=0.0)
+    scale = x_scale[None, :] * w_scale[:, None]
+    _store(y_ptr, acc, scale, bias_ptr, m, n, M, N, biases is not None)
 
 
 @gluon.jit
@@ -144,12 +148,10 @@ def _sums(x_ptr, M, K, WARPS: gl.constexpr):
 
 
 @gluon.jit
-def _store(acc, x_scale_ptr, w_scale_ptr, stride, bias_ptr, y_ptr, m, n, M, N):
-    x_scale = gl.load(x_scale_ptr + m, mask=m < M, other=0.0)
-    w_scale = gl.load(w_scale_ptr + n * stride, mask=n < N, other=0.0)
-    bias = None
-    if bias_ptr is not None:
-        bias = gl.load(bias_ptr + n, mask=n < N, other=0.0)[:, None]
-    y = real(acc, x_scale[None, :] * w_scale[:, None], bias, y_ptr.dtype.element_ty)
+def _store(y_ptr, acc, scale, bias_ptr, m, n, M, N, BIASED: gl.constexpr):
+    y = real(acc, scale, y_ptr.dtype.element_ty)
+    if BIASED:
+        bias = gl.load(bias_ptr + n, mask=n < N, other=0.0)
+        y = biased(y, bias[:, None], y_ptr.dtype.element_ty)
     inside = (m < M)[None, :] & (n < N)[:, None]
     gl.store(y_ptr + m[None, :] * N + n[:, None], y, mask=inside)

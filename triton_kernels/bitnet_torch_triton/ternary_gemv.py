@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bitnet_torch_triton.ternary_matrix import chosen, real
+from bitnet_torch_triton.ternary_matrix import biased, chosen, real
 
 # A mask of a pair of bits in each byte of a word; the last is 0xC0C0C0C0.
 MASKS = tl.constexpr((0x03030303, 0x0C0C0C0C, 0x30303030, -0x3F3F3F40))
@@ -31,6 +31,7 @@ def _ternary_gemv_kernel(
     x_ptr,  # (16 K16,) int8
     x_scale_ptr,  # (1,) float32
     matrices,  # see ternary_matrix.py
+    biases,
     K16,
     groups,
     BLOCK_N: tl.constexpr,
@@ -44,34 +45,33 @@ def _ternary_gemv_kernel(
     LANES: tl.constexpr = BLOCK_K // 64
     TURN: tl.constexpr = SPLIT_K * LANES * 4  # words of a row
     codes, w_scale_ptr, stride, bias_ptr, y_ptr, N, block = chosen(
-        matrices, tl.program_id(0), BLOCK_N
+        matrices, biases, tl.program_id(0), BLOCK_N
     )
-    n0 = block * BLOCK_N
+    n0, n = block * BLOCK_N, block * BLOCK_N + tl.arange(0, DOWN)
     word = x_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-    codes = codes.to(tl.pointer_type(tl.int32), bitcast=True)
-    codes += n0.to(tl.int64) * (groups * WORDS)
+    first = codes.to(tl.pointer_type(tl.int32), bitcast=True)
+    first += n0.to(tl.int64) * (groups * WORDS)
     at, x_at, down = _places(DOWN, LANES, SPLIT_K)
     xs, ws = word + x_at, ()
     for r in tl.static_range(ROWS):
         row = tl.minimum(down + r * DOWN, N - 1 - n0)[:, None, None]
-        ws = ws + (codes + (row * (groups * WORDS) + at),)
+        ws = ws + (first + (row * (groups * WORDS) + at),)
     acc = (tl.zeros((SPLIT_K * DOWN, LANES), dtype=tl.int32),) * (4 * ROWS)
     turns = K16 // TURN
     for _ in tl.range(0, turns, loop_unroll_factor=UNROLL):
         acc = _turn(acc, xs, ws, x_at, None, at, None, ROWS, DOT)
         xs += TURN * 4
         ws = _moved(ws, TURN)
-    if turns * TURN < K16:
-        done = turns * TURN
+    done = turns * TURN
+    if done < K16:
         ends = K16 * 4 - done * 4, groups * WORDS - done
         acc = _turn(acc, xs, ws, x_at, ends[0], at, ends[1], ROWS, DOT)
     scale = tl.load(x_scale_ptr)
     surplus = _sum_of(word, K16, SPLIT_K * DOWN * LANES * 4, DOT)
-    n = n0 + tl.arange(0, DOWN)
     for r in tl.static_range(ROWS):
-        total = _joined(acc, r, DOT)
-        total = tl.sum(tl.reshape(tl.sum(total, axis=1), (SPLIT_K, DOWN)), axis=0) - surplus
-        _store(y_ptr, total, scale, w_scale_ptr, stride, bias_ptr, n + r * DOWN, N)
+        total, out = _joined(acc, r, SPLIT_K, DOT) - surplus, n + r * DOWN
+        w_scale = tl.load(w_scale_ptr + out * stride, mask=out < N, other=0.0)
+        _store(y_ptr, total, scale * w_scale, bias_ptr, out, N, biases is not None)
 
 
 @triton.jit
@@ -140,10 +140,12 @@ def _last(word, DOT: tl.constexpr):
 
 
 @triton.jit
-def _joined(acc, r: tl.constexpr, DOT: tl.constexpr):
-    """Return the sum of row r's four sums, each brought to its size."""
+def _joined(acc, r: tl.constexpr, SPLIT_K: tl.constexpr, DOT: tl.constexpr):
+    """Return row r's four sums, each brought to its size, added up over all lanes of the row."""
     last: tl.constexpr = 4 if DOT == "v_dot4_i32_i8" else 6
-    return acc[4 * r] + (acc[4 * r + 1] >> 2) + (acc[4 * r + 2] >> 4) + (acc[4 * r + 3] >> last)
+    total = acc[4 * r] + (acc[4 * r + 1] >> 2) + (acc[4 * r + 2] >> 4) + (acc[4 * r + 3] >> last)
+    lanes = tl.reshape(tl.sum(total, axis=1), (SPLIT_K, total.shape[0] // SPLIT_K))
+    return tl.sum(lanes, axis=0)
 
 
 @triton.jit
@@ -158,14 +160,12 @@ def _sum_of(word, K16, BLOCK: tl.constexpr, DOT: tl.constexpr):
 
 
 @triton.jit
-def _store(y_ptr, total, scale, w_scale_ptr, stride, bias_ptr, n, N):
-    inside = n < N
-    w_scale = tl.load(w_scale_ptr + n * stride, mask=inside, other=0.0)
-    bias = None
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + n, mask=inside, other=0.0)
-    y = real(total, scale * w_scale, bias, y_ptr.dtype.element_ty)
-    tl.store(y_ptr + n, y, mask=inside)
+def _store(y_ptr, total, scale, bias_ptr, n, N, BIASED: tl.constexpr):
+    y = real(total, scale, y_ptr.dtype.element_ty)
+    if BIASED:
+        bias = tl.load(bias_ptr + n, mask=n < N, other=0.0)
+        y = biased(y, bias, y_ptr.dtype.element_ty)
+    tl.store(y_ptr + n, y, mask=n < N)
 
 
 @triton.jit

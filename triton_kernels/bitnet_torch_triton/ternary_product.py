@@ -87,14 +87,21 @@ def _launch_group(
         sizes.insert(0, m)
     if rule.kernel == "tile":
         programs *= triton.cdiv(m, config.block_m)
-    arguments = (x, x_scale, tuple(_argument(matrix, y) for matrix, y in pairs), *sizes)
+    described = tuple(_described(matrix, y) for matrix, y in pairs)
+    arguments = (x, x_scale, described, _biases(pairs), *sizes)
     launch(kernel_of(rule), programs, config, *arguments, **constants_of(rule, arch))
 
 
-def _argument(matrix: Matrix, y: Tensor) -> tuple[Any, ...]:
-    bias = None if matrix.bias is None else matrix.bias.contiguous()
+def _described(matrix: Matrix, y: Tensor) -> tuple[Any, ...]:
     stride = int(matrix.w_scale.numel() > 1)
-    return matrix.codes, matrix.w_scale.contiguous(), stride, bias, y, matrix.N
+    return matrix.codes, matrix.w_scale.contiguous(), stride, y, matrix.N
+
+
+def _biases(pairs: Sequence[tuple[Matrix, Tensor]]) -> tuple[Tensor, ...] | None:
+    """Return the biases of matrices of a kind, of which all have one or none has."""
+    # Not among the members of a matrix: Triton 3.6 takes no None inside a tuple.
+    biases = [matrix.bias for matrix, _ in pairs if matrix.bias is not None]
+    return tuple(bias.contiguous() for bias in biases) or None
 
 
 def kernel_of(rule: Rule) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bitnet_torch_triton.ternary_matrix import chosen, real
+from bitnet_torch_triton.ternary_matrix import biased, chosen, real
 
 GROUP = tl.constexpr(256)
 BYTES = tl.constexpr(64)
@@ -23,6 +23,7 @@ def _ternary_tile_kernel(
     x_ptr,  # (M, 16 K16) int8
     x_scale_ptr,  # (M,) float32
     matrices,  # see ternary_matrix.py
+    biases,
     M,
     K16,
     groups,
@@ -31,7 +32,7 @@ def _ternary_tile_kernel(
 ):
     across = tl.cdiv(M, BLOCK_M)
     codes, w_scale_ptr, stride, bias_ptr, y_ptr, N, block = chosen(
-        matrices, tl.program_id(0) // across, BLOCK_N
+        matrices, biases, tl.program_id(0) // across, BLOCK_N
     )
     m0 = (tl.program_id(0) % across).to(tl.int64) * BLOCK_M
     n0 = block.to(tl.int64) * BLOCK_N
@@ -52,8 +53,8 @@ def _ternary_tile_kernel(
             acc = tl.dot(x, t, acc, out_dtype=tl.int32)
     x_scale = tl.load(x_scale_ptr + m, mask=m < M, other=0.0)
     w_scale = tl.load(w_scale_ptr + n * stride, mask=n < N, other=0.0)
-    bias = None
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + n, mask=n < N, other=0.0)[None, :]
-    y = real(acc, x_scale[:, None] * w_scale[None, :], bias, y_ptr.dtype.element_ty)
+    y = real(acc, x_scale[:, None] * w_scale[None, :], y_ptr.dtype.element_ty)
+    if biases is not None:
+        bias = tl.load(bias_ptr + n, mask=n < N, other=0.0)
+        y = biased(y, bias[None, :], y_ptr.dtype.element_ty)
     tl.store(y_ptr + m[:, None] * N + n[None, :], y, mask=(m < M)[:, None] & (n < N)[None, :])

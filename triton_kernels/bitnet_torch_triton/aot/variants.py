@@ -73,11 +73,11 @@ def _product(rule: Rule, arch: str) -> Iterator[Variant]:
         step = config.block_k * config.unroll * config.split_k
     elif rule.kernel == "few":
         step = config.block_k * config.split_k
-    for count, bias in ((1, "None"), (3, "*{f}")):
-        matrix = types(f"*u8 *fp32 i32 {bias} *{{f}} i32")
+    matrix = types("*u8 *fp32 i32 *{f} i32")
+    for count, biases in ((1, "None"), (3, types("*{f} *{f} *{f}"))):
         yield Variant(
             f"_ternary_{rule.kernel}_kernel",
-            ("*i8", "*fp32", (matrix,) * count, *sizes),
+            ("*i8", "*fp32", (matrix,) * count, biases, *sizes),
             constants_of(rule, arch),
             config,
             archs=arch,
