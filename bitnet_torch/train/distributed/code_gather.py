@@ -112,7 +112,8 @@ def _check_root(model: nn.Module) -> None:
 
 def _reason_to_skip(layer: BitLinear) -> str | None:
     weight = layer.weight
-    if type(layer) is not BitLinear:
+    # Not by class: fully_shard on a layer itself gives it one of its own.
+    if type(layer).codes is not BitLinear.codes or type(layer).forward is not BitLinear.forward:
         return f"is a {type(layer).__name__}, which may need its latent weights"
     if not isinstance(weight, DTensor):
         return "is not sharded"

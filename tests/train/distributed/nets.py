@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bitnet_torch.nn import BitLinear
+from bitnet_torch.nn import BitLinear, QuantLinear
+from bitnet_torch.quant import make_quantizer
 
 STEPS = 4
 BATCH = 8
@@ -25,6 +26,13 @@ def small_net(granularity="matrix"):
     return nn.Sequential(
         nn.Linear(FEATURES, 24), inner, BitLinear(1, 30, **settings), BitLinear(30, 5, **settings)
     )
+
+
+def quant_layer(layer):
+    """Return ``layer`` with another quantiser, one that has no sharded form."""
+    other = QuantLinear(layer.in_features, layer.out_features, quantizer=make_quantizer("twn"))
+    other.load_state_dict(layer.state_dict())
+    return other
 
 
 def batch(step):

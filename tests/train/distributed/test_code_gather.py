@@ -85,6 +85,17 @@ def test_replicas_of_shards_have_the_bits_of_one_process(pair, shape):
     assert_same_training(pair.run(work.train_on_mesh, shape), losses, net)
 
 
+def test_layers_sharded_one_by_one_gather_codes_and_others_floats(pair):
+    net = nets.small_net()
+    net[3] = nets.quant_layer(net[3])
+    losses = nets.single_losses(net)
+    answers = pair.run(work.train_layers_of_their_own)
+    assert_same_training([answer[:2] for answer in answers], losses, net)
+    for *_, report in answers:
+        assert report.startswith("3 layers gather")
+        assert "skipped 3: is a QuantLinear" in report
+
+
 @pytest.mark.parametrize("granularity", ["matrix", "row"])
 def test_a_single_shard_has_the_bits_of_one_process(pair, granularity):
     net = nets.small_net(granularity)

@@ -100,6 +100,17 @@ def whole(net):
     ]
 
 
+def train_layers_of_their_own(rank):
+    """Shard every layer by itself, and one with a quantiser among them."""
+    net = nets.small_net()
+    net[3] = nets.quant_layer(net[3])
+    for layer in net[1]:
+        fully_shard(layer)
+    fully_shard(net)
+    report = gather_codes(net)
+    return losses(net, rank), whole(net), str(report)
+
+
 def train_sharded(rank, granularity, options):
     net, _ = sharded_net(granularity, **options)
     return losses(net, rank), whole(net)
