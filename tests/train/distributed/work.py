@@ -82,7 +82,7 @@ def losses(net, rank, steps=range(nets.STEPS), optimizer=None, between=lambda ne
     for step in steps:
         optimizer.zero_grad()
         x, y = nets.half(step, rank)
-        loss = F.mse_loss(net(x), y)
+        loss = F.mse_loss(net(x).float(), y)
         loss.backward()
         mean = loss.detach().clone()
         dist.all_reduce(mean)
@@ -158,7 +158,7 @@ def traffic(rank, codes):
     losses(net, rank, range(1))
     x, y = nets.half(1, rank)
     with Sent() as forward:
-        loss = F.mse_loss(net(x), y)
+        loss = F.mse_loss(net(x).float(), y)
     with Sent() as backward:
         loss.backward()
     layers = [] if report is None else [(g.code_bytes, g.latent_bytes) for g in report.layers]
