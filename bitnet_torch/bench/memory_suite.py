@@ -22,19 +22,18 @@ from bitnet_torch.io.loading import read_config
 from bitnet_torch.models import CausalLM
 from bitnet_torch.nn import PackedBitLinear
 
-# The child prints peaks as it goes. Not getrusage where /proc exists: on Linux ru_maxrss keeps the
-# peak of the process that started this one.
+# The child prints peaks as it goes.
 _CHILD = """
 import json, sys
 import torch
-from bitnet_torch.bench.peak_memory import peak_bytes
+from bitnet_torch.memory.process import peak_resident_bytes
 from bitnet_torch.generate import load
-peaks = {"import": peak_bytes()}
+peaks = {"import": peak_resident_bytes()}
 torch.set_num_threads(int(sys.argv[2]))
 lm = load(sys.argv[1])
-peaks["load"] = peak_bytes()
+peaks["load"] = peak_resident_bytes()
 lm.generate(torch.zeros(8, dtype=torch.int64), max_new_tokens=int(sys.argv[3]))
-peaks["generate"] = peak_bytes()
+peaks["generate"] = peak_resident_bytes()
 print(json.dumps(peaks))
 """
 

@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from bitnet_torch.diagnostics.log import MEMORY
-from bitnet_torch.diagnostics.memory_in_use import memory_in_use
 from bitnet_torch.errors import ConfigurationError, DeviceError
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class time_operation:
         self._running: list[tuple[int, Any, int | None]] = []
 
     def __enter__(self) -> time_operation:
-        memory = memory_in_use(self._device) if _memory_logger.isEnabledFor(logging.DEBUG) else None
+        memory = _in_use(self._device) if _memory_logger.isEnabledFor(logging.DEBUG) else None
         self._wait()
         profiler = self._start_profiler()
         self._running.append((time.perf_counter_ns(), profiler, memory))
@@ -114,7 +113,7 @@ class time_operation:
             self._report(kind)
             self.profile = self._stop_profiler(profiler)
         if memory is not None:
-            now = memory_in_use(self._device)
+            now = _in_use(self._device)
             _memory_logger.debug("[MEMORY] %s: %+d bytes, now %d", self.name, now - memory, now)
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
@@ -179,3 +178,10 @@ def _waiting_for(device: torch.device | str | None) -> Callable[[], None]:
 
 def _nothing() -> None:
     return None
+
+
+def _in_use(device: torch.device | str | None) -> int:
+    # Here and not at the top: who only times need not load torch and the memory layer.
+    from bitnet_torch.memory.process import bytes_in_use
+
+    return bytes_in_use(device)

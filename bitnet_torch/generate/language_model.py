@@ -27,13 +27,12 @@ import torch
 from torch import Tensor
 
 from bitnet_torch.errors import ConfigurationError, GenerationError
-from bitnet_torch.generate.decode import Decoding
-from bitnet_torch.generate.head import HeadedModel, NextLogits, make_head, number_of_choices
+from bitnet_torch.generate.head import HeadedModel, NextLogits, make_head
 from bitnet_torch.generate.options import More, Options
+from bitnet_torch.generate.plan import Plan
 from bitnet_torch.generate.prompts import Given, new_tokens, one_of, read_prompt
 from bitnet_torch.generate.result import GenerationResult
-from bitnet_torch.generate.sampling import Sampler, Sampling
-from bitnet_torch.generate.session import Generation
+from bitnet_torch.generate.sampling import Sampling
 from bitnet_torch.generate.stream import IdStream, TextStream
 from bitnet_torch.io.tokenizer import IdsOnly, Tokenizer
 from bitnet_torch.models import CausalLM
@@ -143,8 +142,9 @@ class LanguageModel:
         given = one_of(prompt, input_ids)
         # Ids are not decoded for those who want ids: the tokenizer may not know them all.
         text = not isinstance(given, Tensor)
-        session = self._session(given, attention_mask, max_new_tokens, sampling, options, text)
-        results = session.finish()
+        results = self._plan(
+            given, attention_mask, max_new_tokens, sampling, options, text
+        ).finish()
         if isinstance(given, Tensor):
             return _joined(given.to(self.model.device, torch.int64), results)
         texts = [result.text or "" for result in results]
@@ -204,7 +204,8 @@ class LanguageModel:
             )
         # Ids are not decoded for those who want ids: the tokenizer may not know them all.
         text = not isinstance(given, Tensor)
-        session = self._session(given, attention_mask, max_new_tokens, sampling, options, text)
+        plan = self._plan(given, attention_mask, max_new_tokens, sampling, options, text)
+        session = plan.generation()
         if isinstance(given, str):
             return TextStream(session)
         return IdStream(session, self.model.device, batched=given.dim() == 2)
@@ -228,8 +229,7 @@ class LanguageModel:
         self, prompt: Given, max_new_tokens: int | None = None, **how: Any
     ) -> GenerationResult | list[GenerationResult]:
         """Continue ``prompt`` and return everything that is known; arguments as in ``generate``."""
-        session = self._start(prompt, max_new_tokens, **how)
-        results = session.finish()
+        results = self._start(prompt, max_new_tokens, **how).finish()
         one = isinstance(prompt, str) or (isinstance(prompt, Tensor) and prompt.dim() == 1)
         return results[0] if one else results
 
@@ -279,7 +279,7 @@ class LanguageModel:
             CheckpointError: As ``chat_ids`` does.
         """
         ids = self.chat_ids(messages, tools, **(variables or {}))
-        return TextStream(self._start(ids, max_new_tokens, **how))
+        return TextStream(self._start(ids, max_new_tokens, **how).generation())
 
     def _start(
         self,
@@ -291,12 +291,12 @@ class LanguageModel:
         seed: int | None = None,
         attention_mask: Tensor | None = None,
         **more: Unpack[More],
-    ) -> Generation:
+    ) -> Plan:
         sampling, options = _split(temperature, top_k, top_p, seed, more)
         text = not isinstance(self.tokenizer, IdsOnly)
-        return self._session(prompt, attention_mask, max_new_tokens, sampling, options, text)
+        return self._plan(prompt, attention_mask, max_new_tokens, sampling, options, text)
 
-    def _session(
+    def _plan(
         self,
         given: Given,
         mask: Tensor | None,
@@ -304,19 +304,12 @@ class LanguageModel:
         sampling: Sampling,
         options: Options,
         text: bool,
-    ) -> Generation:
+    ) -> Plan:
         prompt = read_prompt(given, mask, self.tokenizer, self.model)
         most = new_tokens(prompt, max_new_tokens, self.model.config.max_position_embeddings)
         if options.prefix_cache is not None:
             options.prefix_cache.check(self.model, prompt)
-        sampler = Sampler(sampling, prompt.input_ids.shape[0])
-        # Log-probabilities are of all tokens, so all logits are read for them.
-        choices = number_of_choices(sampling) if options.logprobs is None else None
-        reader = self._reader(choices, prompt.input_ids.shape[0])
-        decoding = Decoding(reader, prompt, sampler, most, options)
-        stops = tuple(options.stop)
-        # A stop text without a tokenizer is refused by it, with the reason.
-        return Generation(decoding, prompt, self.tokenizer, stops, most, text or bool(stops))
+        return Plan(self.model, self._reader, self.tokenizer, prompt, most, sampling, options, text)
 
     def _reader(self, choices: int | None, batch: int) -> NextLogits:
         """Return the model with the head that serves these choices."""

@@ -36,6 +36,7 @@ class GenerationResult:
         passes: Forward passes after that of the prompt, which gives the first token.
         proposed: Tokens that were guessed.
         accepted: Those of them that the model chose, too.
+        recoveries: What was done where memory ran out in this call, in order.
     """
 
     text: str | None
@@ -46,6 +47,7 @@ class GenerationResult:
     passes: int
     proposed: int
     accepted: int
+    recoveries: tuple[str, ...] = ()
 
     @property
     def tokens_per_pass(self) -> float | None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from bitnet_torch.errors import GenerationError
 from bitnet_torch.ops import top_k
 
-_SEEDS = 1 << 63
+SEEDS = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Sampling:
         penalty = self.repetition_penalty
         if not _is_number(penalty) or not 0 < penalty < math.inf:
             raise _refused("repetition_penalty", penalty, "a finite number above 0")
-        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < _SEEDS):
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < SEEDS):
             raise _refused("seed", self.seed, "an integer in [0, 2^63), or None")
 
 
@@ -85,9 +85,9 @@ class Sampler:
         self._seen: Tensor | None = None
         self._rows: Sequence[Sequence[int]] = [()] * batch
         self._generators = [torch.Generator(device="cpu") for _ in range(batch)]
-        first = self._generators[0].seed() % _SEEDS if settings.seed is None else settings.seed
+        first = self._generators[0].seed() % SEEDS if settings.seed is None else settings.seed
         for index, generator in enumerate(self._generators):
-            generator.manual_seed((first + index) % _SEEDS)
+            generator.manual_seed((first + index) % SEEDS)
 
     def read(self, rows: Sequence[Sequence[int]]) -> None:
         """Take note of the tokens of the prompts, for the repetition penalty."""

@@ -8,6 +8,8 @@ from bitnet_torch.generate.decode import Decoding, Prompt, Step
 from bitnet_torch.generate.result import GenerationResult, TokenLogprob
 from bitnet_torch.generate.stop import StopFilter
 from bitnet_torch.io.tokenizer import StreamDecoder, Tokenizer
+from bitnet_torch.memory import RecoveryStep
+from bitnet_torch.memory.recovery import recording
 
 
 class Sequence:
@@ -54,7 +56,9 @@ class Sequence:
         self._pieces.append(piece)
         return piece
 
-    def result(self, decoding: Decoding, logprobs: bool) -> GenerationResult:
+    def result(
+        self, decoding: Decoding, logprobs: bool, recoveries: tuple[str, ...]
+    ) -> GenerationResult:
         """Return what became of it."""
         guesses = decoding.speculation
         return GenerationResult(
@@ -66,6 +70,7 @@ class Sequence:
             decoding.passes,
             guesses.proposed if guesses else 0,
             guesses.accepted if guesses else 0,
+            recoveries,
         )
 
     def _text_of(self, token: int) -> str:
@@ -114,10 +119,17 @@ class Generation:
             for ids in prompt.rows()
         ]
         self._logprobs = False
+        self._recoveries: list[RecoveryStep] = []
 
     def steps(self) -> Iterator[tuple[list[int], list[str]]]:
         """Yield the next ids of all sequences and the texts that are certain with them."""
-        for step in self._decoding.steps():
+        decoded = self._decoding.steps()
+        while True:
+            # Not round the yield: the caller's work is not this generation's.
+            with recording(self._recoveries):
+                step = next(decoded, None)
+            if step is None:
+                return
             yield step.ids, self._take(step)
 
     def finish(self) -> list[GenerationResult]:
@@ -128,7 +140,8 @@ class Generation:
 
     def results(self) -> list[GenerationResult]:
         """Return one result for every sequence, as far as it has come."""
-        return [s.result(self._decoding, self._logprobs) for s in self.sequences]
+        steps = tuple(map(str, self._recoveries))
+        return [s.result(self._decoding, self._logprobs, steps) for s in self.sequences]
 
     def _take(self, step: Step) -> list[str]:
         self._logprobs = step.logprobs is not None

@@ -26,6 +26,7 @@ from bitnet_torch.io.names import file_name
 from bitnet_torch.io.placement import check_dtype, resolve_device
 from bitnet_torch.io.progress import byte_progress
 from bitnet_torch.io.scales import ExactScale, resolve_scale
+from bitnet_torch.io.staging import Staging
 from bitnet_torch.io.tensor_set import TensorSet, open_checkpoint
 from bitnet_torch.io.tokenizer import ByteTokenizer, Tokenizer
 from bitnet_torch.io.tokenizer_files import folder_tokenizer
@@ -65,8 +66,8 @@ def load_pretrained(
     path = Path(folder)
     config = read_config(path)
     place = resolve_device(device)
-    with open_checkpoint(path) as tensors:
-        reading = _Reading(tensors, config, place, dtype, allow_degenerate)
+    with open_checkpoint(path) as tensors, Staging(place) as staging:
+        reading = _Reading(tensors, config, staging, place, dtype, allow_degenerate)
         model = _read_model(reading)
     model.origin = path.resolve()
     return model, _tokenizer(config, path)
@@ -131,6 +132,7 @@ class _Reading:
 
     tensors: TensorSet
     config: CheckpointConfig
+    staging: Staging
     device: torch.device
     asked: torch.dtype | None
     allow_degenerate: bool
@@ -223,7 +225,7 @@ def _read_packed_layer(
             tensors.read(f"{name}.weight_scale"), inverse, exact, codes, name
         ).to(reading.device)
         bias = _read_bias(reading, name, n, w_scale) if shape.bias is not None else None
-        return PackedBitLinear(codes.to(reading.device), w_scale, n, bias)
+        return PackedBitLinear(reading.staging.copy(codes), w_scale, n, bias)
     except BitNetError as error:
         if isinstance(error, CheckpointError) and "file" in error.context:
             raise
@@ -255,9 +257,8 @@ def _read_floats(
             floats[name] = reading.tensors.mapped(stored)
         else:
             tensor = reading.read(stored, shape)
-            floats[name] = tensor.to(
-                reading.device, tensor.dtype if name in masters else reading.dtype
-            )
+            dtype = tensor.dtype if name in masters else reading.dtype
+            floats[name] = reading.staging.copy(tensor, dtype)
         advance(reading.tensors.nbytes(stored))
     # Not strict: the packed layers have their state already, and names have been checked.
     model.load_state_dict(floats, strict=False, assign=True)

@@ -20,7 +20,7 @@ from bitnet_torch.memory.lease import Lease
 from bitnet_torch.memory.pool import HybridMemoryPool
 from bitnet_torch.memory.pressure import PressureEvent, PressureLevel, PressureMonitor
 from bitnet_torch.memory.probe import Usage
-from bitnet_torch.memory.recovery import RecoveryStep, with_recovery
+from bitnet_torch.memory.recovery import RecoveryPolicy, RecoveryStep, with_recovery
 from bitnet_torch.memory.session import track
 from bitnet_torch.memory.snapshot import Diff, Snapshot
 from bitnet_torch.memory.stats import MemoryStats
@@ -41,6 +41,7 @@ __all__ = [
     "PressureLevel",
     "PressureMonitor",
     "PressureThresholds",
+    "RecoveryPolicy",
     "RecoveryStep",
     "Snapshot",
     "TrackingConfig",

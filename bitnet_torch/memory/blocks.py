@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bitnet_torch.memory.counters import DeviceCounters
+from bitnet_torch.memory.counters import DeviceCounters, JointCounters
 from bitnet_torch.memory.sites import Site
 
 if TYPE_CHECKING:
@@ -116,12 +116,14 @@ class BlockStore:
     Attributes:
         pending: Blocks that wait for events of other streams.
         pinned: Bytes of all pinned blocks.
+        joint: Counters of all devices together.
     """
 
     def __init__(self, most_cached: int) -> None:
         self._most_cached = most_cached
         self._free: dict[BlockKey, list[Block]] = {}
         self._counters: dict[str, DeviceCounters] = {}
+        self.joint = JointCounters()
         self._all: weakref.WeakSet[Block] = weakref.WeakSet()
         self.pending: list[tuple[list[Any], Block]] = []
         self.pinned = 0
@@ -129,7 +131,9 @@ class BlockStore:
     def counters_of(self, device: str) -> DeviceCounters:
         """Return the counters of a device; this one may be called without the lock."""
         counters = self._counters.get(device)
-        return self._counters.setdefault(device, DeviceCounters()) if counters is None else counters
+        if counters is not None:
+            return counters
+        return self._counters.setdefault(device, DeviceCounters(self.joint))
 
     def devices(self) -> list[str]:
         """Return the names of the devices that have been used."""
@@ -212,6 +216,7 @@ class BlockStore:
         """Let all peaks start anew."""
         for counters in self._counters.values():
             counters.reset_peak()
+        self.joint.peak_leased = self.joint.leased
 
     def _forget(self, block: Block) -> None:
         self._all.discard(block)

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class JointCounters:
+    """Counters of all devices of a pool together.
+
+    Attributes:
+        leased: Bytes that leases asked for.
+        peak_leased: Largest ``leased``, which no sum of the devices' own peaks tells.
+    """
+
+    leased: int = 0
+    peak_leased: int = 0
 
 
 @dataclass(slots=True)
@@ -10,6 +23,7 @@ class DeviceCounters:
     """Counters of one device.
 
     Attributes:
+        joint: Those of all devices of the pool, the same object for each.
         leased: Bytes that leases asked for.
         held: Bytes of the blocks behind live leases.
         cached: Bytes of blocks waiting for reuse.
@@ -28,6 +42,7 @@ class DeviceCounters:
         evictions: Blocks given back because the cache was full.
     """
 
+    joint: JointCounters = field(default_factory=JointCounters)
     leased: int = 0
     held: int = 0
     cached: int = 0
@@ -52,6 +67,10 @@ class DeviceCounters:
 
     def claim(self, nbytes: int, block: int) -> None:
         """Count a lease as granted."""
+        joint = self.joint
+        joint.leased += nbytes
+        if joint.leased > joint.peak_leased:
+            joint.peak_leased = joint.leased
         self.leased += nbytes
         self.held += block
         self.live += 1
@@ -64,18 +83,25 @@ class DeviceCounters:
         if reserved > self.peak_reserved:
             self.peak_reserved = reserved
 
-    def unclaim(self, nbytes: int, block: int, before: tuple[int, int, int]) -> None:
+    def peaks(self) -> tuple[int, int, int, int]:
+        """Return the peaks, for :meth:`unclaim`."""
+        return self.peak_leased, self.peak_reserved, self.peak_live, self.joint.peak_leased
+
+    def unclaim(self, nbytes: int, block: int, before: tuple[int, int, int, int]) -> None:
         """Take back a claim that no memory could be found for; ``before`` are the peaks."""
+        self.joint.leased -= nbytes
+        self.joint.peak_leased = max(before[3], self.joint.leased)
         self.leased -= nbytes
         self.held -= block
         self.live -= 1
         self.total_leased -= nbytes
         self.failed += 1
         peaks = (self.leased, self.reserved, self.live)
-        self.peak_leased, self.peak_reserved, self.peak_live = map(max, before, peaks)
+        self.peak_leased, self.peak_reserved, self.peak_live = map(max, before[:3], peaks)
 
     def end(self, nbytes: int, block: int) -> None:
         """Count a lease as ended."""
+        self.joint.leased -= nbytes
         self.leased -= nbytes
         self.held -= block
         self.live -= 1

@@ -103,7 +103,7 @@ class Lender:
                 self._limits.make_room(self._store, request)
             else:
                 counters.hits += 1
-            peaks = (counters.peak_leased, counters.peak_reserved, counters.peak_live)
+            peaks = counters.peaks()
             counters.claim(request.nbytes, request.key[1])
             if block is not None:
                 self._begin(block, request.nbytes, tag)
@@ -199,7 +199,7 @@ class Lender:
 
     # -- inner workings
 
-    def _fresh(self, request: Request, tag: str, peaks: tuple[int, int, int]) -> Block:
+    def _fresh(self, request: Request, tag: str, peaks: tuple[int, int, int, int]) -> Block:
         """Ask PyTorch for a block that has been counted already; undo that if there is none."""
         try:
             try:

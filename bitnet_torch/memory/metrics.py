@@ -29,7 +29,7 @@ class TrackerMetrics:
         level: Of the tracker.
         active_allocations: Leases that are out.
         current_bytes: Their bytes.
-        peak_bytes: Largest sum that the devices had, each at its own time.
+        peak_bytes: Largest ``current_bytes``.
         device_bytes: Bytes on each device.
         pressure: Of the pool's device; None if it is not watched.
         operations: Leases that the pool has granted, and those that have ended.
@@ -66,7 +66,7 @@ def metrics_of(
         level=level,
         active_allocations=sum(c.live for c in counters.values()),
         current_bytes=sum(c.leased for c in counters.values()),
-        peak_bytes=sum(c.peak_leased for c in counters.values()),
+        peak_bytes=pool.joint_peak(),
         device_bytes={device: c.leased for device, c in counters.items()},
         pressure=pool.pressure().poll() if watched else None,
         operations=sum(_operations(c) for c in counters.values()),

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 import weakref
 from typing import Any
 
 import torch
 
-from bitnet_torch.memory.native_build import library
+from bitnet_torch.memory.native_library import (
+    INT64,
+    RawEvent,
+    RawRow,
+    RawTally,
+    load,
+    read_all,
+    tally_of,
+)
 from bitnet_torch.memory.records import OUTSIDE, Allocation, StorageEvent, Tally
 from bitnet_torch.memory.sites import Site
-
-_INT64 = ctypes.c_int64
-_INT32 = ctypes.c_int32
-
-
-class _Tally(ctypes.Structure):
-    _fields_ = [(n, _INT64) for n in ("current", "peak", "allocated", "freed", "allocs", "frees")]
-
-
-class _Row(ctypes.Structure):
-    _fields_ = [
-        *((n, _INT64) for n in ("address", "nbytes", "number", "born")),
-        *((n, _INT32) for n in ("module", "op", "stack", "unused")),
-    ]
-
-
-class _Event(ctypes.Structure):
-    _fields_ = [
-        *((n, _INT64) for n in ("time", "address", "change")),
-        *((n, _INT32) for n in ("module", "op", "stack", "thread")),
-    ]
 
 
 class AllocatorBackend:
@@ -50,7 +36,7 @@ class AllocatorBackend:
     exact = True
 
     def __init__(self, max_events: int, stack_depth: int) -> None:
-        self._lib = _load()
+        self._lib = load()
         self._max_events = max_events
         self._depth = stack_depth
         self._modules: dict[str, int] = {OUTSIDE: 0}
@@ -110,7 +96,7 @@ class AllocatorBackend:
                 row.number, row.address, row.nbytes, "cpu", self._op(row.op), names[row.module],
                 row.born, self._stack(row.stack),
             )
-            for row in _read(self._lib.bitnet_live, _Row)
+            for row in read_all(self._lib.bitnet_live, RawRow)
         ]  # fmt: skip
 
     def events(self) -> list[StorageEvent]:
@@ -121,7 +107,7 @@ class AllocatorBackend:
                 e.time, e.address, e.change, "cpu", self._op(e.op), names[e.module], e.thread,
                 self._stack(e.stack) if e.change > 0 else (),
             )
-            for e in _read(self._lib.bitnet_events, _Event)
+            for e in read_all(self._lib.bitnet_events, RawEvent)
         ]  # fmt: skip
 
     def numbers(self) -> int:
@@ -150,9 +136,9 @@ class AllocatorBackend:
 
     def read_scope(self, key: object) -> Tally:
         """Return the counts since a scope was opened."""
-        raw = _Tally()
+        raw = RawTally()
         self._lib.bitnet_read_scope(key, ctypes.byref(raw))
-        return _tally(raw)
+        return tally_of(raw)
 
     def close_scope(self, key: object) -> None:
         """End the counting."""
@@ -161,12 +147,12 @@ class AllocatorBackend:
     def set_thresholds(self, thresholds: list[int]) -> None:
         """Watch numbers of live bytes."""
         self._thresholds = len(thresholds)
-        values = (_INT64 * len(thresholds))(*thresholds)
+        values = (INT64 * len(thresholds))(*thresholds)
         self._lib.bitnet_set_thresholds(values, len(thresholds))
 
     def crossings(self) -> list[int]:
         """Return how often each of them has been crossed upwards since it was set."""
-        out = (_INT64 * self._thresholds)()
+        out = (INT64 * self._thresholds)()
         self._lib.bitnet_crossings(out, self._thresholds)
         return list(out)
 
@@ -184,16 +170,16 @@ class AllocatorBackend:
         return self._modules.setdefault(module, len(self._modules)) if number is None else number
 
     def _total(self) -> tuple[Tally, int]:
-        raw, dropped = _Tally(), _INT64()
+        raw, dropped = RawTally(), INT64()
         self._lib.bitnet_total(ctypes.byref(raw), ctypes.byref(dropped))
-        return _tally(raw), dropped.value
+        return tally_of(raw), dropped.value
 
     def _tallies(self, of_ops: bool) -> list[Tally]:
         def read(out: Any, room: int) -> int:
             count: int = self._lib.bitnet_tallies(of_ops, out, room)
             return count
 
-        return [_tally(raw) for raw in _read(read, _Tally)]
+        return [tally_of(raw) for raw in read_all(read, RawTally)]
 
     def _op(self, number: int) -> str:
         name = self._ops.get(number)
@@ -209,58 +195,3 @@ class AllocatorBackend:
             stack = tuple(Site(*frame) for frame in self._lib.bitnet_stack(number))
             self._stacks[number] = stack
         return stack
-
-
-def _tally(raw: _Tally) -> Tally:
-    return Tally(*(getattr(raw, name) for name, *_ in _Tally._fields_))
-
-
-def _read(function: Any, kind: type[ctypes.Structure]) -> Any:
-    """Read a list whose length may grow between two calls."""
-    room = function(None, 0)
-    while True:
-        room = room + room // 8 + 64
-        out = (kind * room)()
-        count = function(out, room)
-        if count <= room:
-            return out[:count]
-        room = count
-
-
-_lib: Any = None
-_lock = threading.Lock()
-
-
-def _load() -> Any:
-    global _lib
-    with _lock:
-        if _lib is None:
-            _lib = bind(str(library()))
-    return _lib
-
-
-def bind(path: str) -> Any:
-    """Load a compiled tracker and declare its functions.
-
-    They run with the GIL held: each takes less time than giving it up would, and none waits for
-    a thread that wants it. The one that sleeps is taken from a second handle that gives it up.
-    """
-    lib: Any = ctypes.PyDLL(path)
-    lib.bitnet_install.argtypes = [_INT64, _INT32]
-    lib.bitnet_add.argtypes = [ctypes.c_void_p, _INT64, _INT32, ctypes.c_char_p]
-    lib.bitnet_add.restype = _INT64
-    lib.bitnet_remove.argtypes = [ctypes.c_void_p, _INT64]
-    lib.bitnet_crossings.argtypes = [ctypes.c_void_p, _INT64]
-    lib.bitnet_knows.argtypes = [ctypes.c_void_p]
-    for name in ("bitnet_tallies", "bitnet_live", "bitnet_events", "bitnet_overhead"):
-        getattr(lib, name).restype = _INT64
-    lib.bitnet_tallies.argtypes = [_INT32, ctypes.c_void_p, _INT64]
-    lib.bitnet_live.argtypes = lib.bitnet_events.argtypes = [ctypes.c_void_p, _INT64]
-    lib.bitnet_op_name.argtypes = [_INT32, ctypes.c_char_p, _INT64]
-    lib.bitnet_set_thresholds.argtypes = [ctypes.c_void_p, _INT64]
-    lib.bitnet_stack.restype = ctypes.py_object
-    sleeping = ctypes.CDLL(path)
-    sleeping.bitnet_wait_crossing.argtypes = [_INT64, ctypes.c_double]
-    sleeping.bitnet_wait_crossing.restype = _INT64
-    lib.bitnet_wait_crossing = sleeping.bitnet_wait_crossing
-    return lib

@@ -23,7 +23,7 @@ from bitnet_torch.memory.hooks import LeaseEvent, Unregister
 from bitnet_torch.memory.lease_table import LeaseRow
 from bitnet_torch.memory.lender import Lender
 from bitnet_torch.memory.pressure import PressureLevel, PressureMonitor
-from bitnet_torch.memory.recovery import Policy, RecoveryStep, default_policy
+from bitnet_torch.memory.recovery import Policy, RecoveryPolicy, RecoveryStep
 from bitnet_torch.memory.request import canonical
 from bitnet_torch.memory.stats import MemoryStats
 from bitnet_torch.memory.tracker import MemoryTracker
@@ -57,7 +57,7 @@ class HybridMemoryPool(Lender):
         super().__init__(config or MemoryPoolConfig())
         # Before anybody can see this pool: there is no moment without its tracker.
         self._tracker = MemoryTracker(self)
-        self.recovery_policy: Policy = default_policy
+        self.recovery_policy: Policy = RecoveryPolicy()
         self.recoveries: deque[RecoveryStep] = deque(maxlen=_KEPT_STEPS)
         self._monitors: dict[str, PressureMonitor] = {}
         forking.remember(self, self._lock)
@@ -95,6 +95,10 @@ class HybridMemoryPool(Lender):
             counters = replace(self._store.counters_of(device))
             sizes = [block.key[1] for block in self._store.free_blocks(device)]
         return counters, max(sizes, default=None)
+
+    def joint_peak(self) -> int:
+        """Return the most bytes that leases of all devices together have had."""
+        return self._store.joint.peak_leased
 
     def blocks(self) -> list[Block]:
         """Return every block, leased or cached."""

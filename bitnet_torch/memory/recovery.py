@@ -6,21 +6,23 @@ step                  what it does
 ``trim``              cached blocks of every pool go back to PyTorch
 ``empty cache``       Python's garbage is collected, PyTorch's cache goes back to the device
 ``smaller pieces``    the work is done in pieces of half the size: of a prompt, or of a batch
-``offload``           the work is done on the CPU, where the caller offers that
+``offload``           the work is done on the CPU, where the caller offers and the policy allows it
 ====================  =============================================================================
 
-The default policy takes them in this order, halving as long as it can; each is logged as a warning
-and kept in ``pool.recoveries`` of the pool of the process. Replace ``pool.recovery_policy`` with a
-function of your own to have it otherwise.
+A policy takes them in this order, halving as long as it can; each is logged as a warning, and kept
+in ``pool.recoveries`` of the pool of the process and in the result of the work.
+``pool.recovery_policy`` may be a :class:`RecoveryPolicy` with other settings, or any function.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
+import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -83,15 +85,46 @@ class Trouble:
 Policy = Callable[[Trouble], str | None]
 
 
-def default_policy(trouble: Trouble) -> str | None:
-    """Return the next step of the table that can still be taken; None gives up."""
-    taken = {step.action for step in trouble.steps}
-    for action in (TRIM, EMPTY_CACHE):
-        if action not in taken:
-            return action
-    if trouble.pieces > trouble.least:
-        return SMALLER
-    return OFFLOAD if trouble.can_offload and OFFLOAD not in taken else None
+@dataclass(frozen=True)
+class RecoveryPolicy:
+    """Takes the steps of the table in their order, those that are allowed.
+
+    Attributes:
+        trim: Allow ``trim``.
+        empty_cache: Allow ``empty cache``.
+        smaller: Allow ``smaller pieces``.
+        offload: Allow ``offload``. A model that generates stays on the CPU after it.
+    """
+
+    trim: bool = True
+    empty_cache: bool = True
+    smaller: bool = True
+    offload: bool = False
+
+    def __call__(self, trouble: Trouble) -> str | None:
+        """Return the next step that can still be taken; None gives up."""
+        taken = {step.action for step in trouble.steps}
+        for action, allowed in ((TRIM, self.trim), (EMPTY_CACHE, self.empty_cache)):
+            if allowed and action not in taken:
+                return action
+        if self.smaller and trouble.pieces > trouble.least:
+            return SMALLER
+        can_offload = self.offload and trouble.can_offload and OFFLOAD not in taken
+        return OFFLOAD if can_offload else None
+
+
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def recording(steps: list[RecoveryStep]) -> Iterator[None]:
+    """Add to ``steps`` what this thread has to do about memory while the block runs."""
+    before: tuple[list[RecoveryStep], ...] = getattr(_thread, "records", ())
+    _thread.records = (*before, steps)
+    try:
+        yield
+    finally:
+        _thread.records = before
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -110,7 +143,6 @@ def with_recovery(
     pool: HybridMemoryPool,
     least: int = 1,
     offload: Callable[[], T] | None = None,
-    kept: list[RecoveryStep] | None = None,
 ) -> T:
     """Do ``work(pieces)``; when memory runs out, do what the pool's policy says and do it again.
 
@@ -123,7 +155,6 @@ def with_recovery(
         pool: Has the policy, and keeps the steps.
         least: Smallest size of pieces.
         offload: Does the work on the CPU.
-        kept: Gets the steps as well: the caller's own, where ``pool.recoveries`` is everybody's.
 
     Raises:
         ConfigurationError: The policy wants a step that there is not.
@@ -145,14 +176,13 @@ def with_recovery(
         elif action == OFFLOAD and offload is not None:
             do = offload
         step = RecoveryStep(action, name, message, _act(action, pieces, device, pool))
-        _record(step, steps, pool.recoveries, kept)
+        _record(step, steps, pool.recoveries, *getattr(_thread, "records", ()))
 
 
-def _record(step: RecoveryStep, *records: list[RecoveryStep] | deque[RecoveryStep] | None) -> None:
+def _record(step: RecoveryStep, *records: list[RecoveryStep] | deque[RecoveryStep]) -> None:
     """Log a step and add it to every record there is."""
     for record in records:
-        if record is not None:
-            record.append(step)
+        record.append(step)
     logger.warning("%s", step)
 
 

@@ -47,6 +47,11 @@ class MemoryTracker(Recorder):
         # Whose figures these two are.
         self._measured: Backend | None = None
 
+    def reset(self) -> None:
+        """Forget the rows of leases, the peaks and the fullest moment; what is out stays out."""
+        super().reset()
+        self._most, self._fullest = 0, None
+
     def attach(self, module: nn.Module, root: str = "") -> MemoryTracker:
         """Attribute what is allocated in a module's forward pass to it, and count its parameters.
 

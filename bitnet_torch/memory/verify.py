@@ -39,6 +39,8 @@ def verify_counts(store: BlockStore) -> None:
                     block.poisoned_by = tag
     lent = sum(block.nbytes for block in store.blocks())
     leased = sum(store.counters_of(device).leased for device in store.devices())
+    _same("all devices", "joint", store.joint.leased, leased)
+    _ordered("all devices", "leased", leased, "joint peak", store.joint.peak_leased)
     # A lease is counted before its memory is asked for.
     _ordered("all devices", "lent", lent, "leased", leased)
     live = sum(store.counters_of(device).live for device in store.devices())

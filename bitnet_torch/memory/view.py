@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 
 from bitnet_torch.memory import forking
 from bitnet_torch.memory.active import active_backend
 from bitnet_torch.memory.counters import DeviceCounters
 from bitnet_torch.memory.native_counts import NativeCounts, native_counts
+from bitnet_torch.memory.process import resident_bytes
 from bitnet_torch.memory.stats import MemoryStats
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def stats_of(pool: HybridMemoryPool, device: torch.device) -> MemoryStats:
         idle_fraction=_idle(native, own),
         limit=limit,
         limit_source=limit_source,
-        process_rss=int(psutil.Process().memory_info().rss),
+        process_rss=resident_bytes(),
     )
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from bitnet_torch.diagnostics.extras import require
 from bitnet_torch.memory import HybridMemoryPool, with_recovery
+from bitnet_torch.memory.recovery import recording
 from bitnet_torch.train.config import TrainConfig
 from bitnet_torch.train.data import batch_of_step, load_corpus, spread_windows
 from bitnet_torch.train.finish import finish
@@ -103,14 +104,14 @@ def _step(state: TrainState, rate: float) -> float:
         context=data.context,
         batch=data.batch,
     )
-    value = with_recovery(
-        functools.partial(_backward, state, windows),
-        min(state.piece or len(windows), len(windows)),
-        name=f"step {state.step}",
-        device=windows.device,
-        pool=HybridMemoryPool.instance(),
-        kept=state.recoveries,
-    )
+    with recording(state.recoveries):
+        value = with_recovery(
+            functools.partial(_backward, state, windows),
+            min(state.piece or len(windows), len(windows)),
+            name=f"step {state.step}",
+            device=windows.device,
+            pool=HybridMemoryPool.instance(),
+        )
     norm = torch.nn.utils.clip_grad_norm_(
         state.model.parameters(), state.config.optimizer.grad_clip
     )

@@ -155,7 +155,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     code = (
         "import dataclasses, sys, torch\n"
         "torch.set_num_threads(1)\n"
-        "from bitnet_torch.bench.peak_memory import peak_bytes\n"
+        "from bitnet_torch.memory.process import peak_resident_bytes as peak_bytes\n"
         "from bitnet_torch.bench.random_checkpoint import PRESETS, make_checkpoint\n"
         "config = PRESETS['tiny']\n"
         "make_checkpoint(sys.argv[1] + '/small', config)\n"

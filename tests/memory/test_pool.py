@@ -41,7 +41,7 @@ def test_there_is_one_pool_of_the_process_also_for_threads_that_ask_at_once():
 @pytest.mark.parametrize(
     "nbytes", [1, 511, 513, 512 << 10, (512 << 10) + 1, 1 << 20, (1 << 20) - 1, (64 << 20) + 1]
 )
-def test_any_size_can_be_had_and_written(pool, nbytes):
+def test_p18_any_size_can_be_had_and_written(pool, nbytes):
     with pool.allocate(nbytes) as tensor:
         assert (tensor.shape, tensor.dtype) == ((nbytes,), torch.uint8)
         tensor.fill_(7)
@@ -59,7 +59,7 @@ def test_a_shape_and_a_dtype_make_a_contiguous_tensor(pool):
 
 @pytest.mark.parametrize("alignment", [1, 16, 64, 128, 4096, 1 << 16])
 @pytest.mark.parametrize("shape", [1, 100, (3, 5)])
-def test_the_address_is_aligned_as_asked(pool, alignment, shape):
+def test_p19_the_address_is_aligned_as_asked(pool, alignment, shape):
     leases = [pool.allocate(shape, torch.int8, alignment=alignment) for _ in range(5)]
     for lease in leases:
         assert lease.tensor.data_ptr() % alignment == 0
@@ -97,7 +97,7 @@ def test_a_released_block_is_used_again_and_counted_as_a_hit(pool):
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_a_second_release_or_a_foreign_lease_is_an_error_and_changes_nothing(debug):
+def test_p15_a_second_release_or_a_foreign_lease_is_an_error_and_changes_nothing(debug):
     pool, other = HybridMemoryPool(MemoryPoolConfig(debug=debug)), HybridMemoryPool()
     lease = pool.allocate(100, tag="mine")
     with pytest.raises(LeaseError, match=r"'mine'.*belongs to another pool"):
@@ -212,7 +212,7 @@ def test_limits_are_checked(pool):
         pool.trim(-1)
 
 
-def test_trim_returns_the_bytes_that_reserved_really_falls_by(pool):
+def test_p22_trim_returns_the_bytes_that_reserved_really_falls_by(pool):
     for size in (1000, 5000, 2 << 20):
         pool.allocate(size).release()
     before = pool.get_stats().pool_reserved
@@ -259,7 +259,7 @@ def test_debug_mode_finds_a_write_after_release_and_names_the_lease():
     pool.verify()
 
 
-def test_callbacks_may_use_the_pool_and_one_that_raises_is_contained(pool):
+def test_p20_callbacks_may_use_the_pool_and_one_that_raises_is_contained(pool):
     seen = []
 
     def reenter(event):

@@ -7,7 +7,12 @@ import torch
 
 from bitnet_torch.errors import ConfigurationError, OutOfMemoryError
 from bitnet_torch.memory import HybridMemoryPool
-from bitnet_torch.memory.recovery import is_out_of_memory, with_recovery
+from bitnet_torch.memory.recovery import (
+    RecoveryPolicy,
+    is_out_of_memory,
+    recording,
+    with_recovery,
+)
 from tests.bits import same_bits
 from tests.models.tiny import tiny_model
 
@@ -51,11 +56,45 @@ def test_what_cannot_be_had_at_all_is_raised_after_every_step(pool):
 
 
 def test_the_cpu_is_the_last_resort_and_only_where_it_is_offered(pool):
-    value = with_recovery(
-        Work(room=0), 2, name="x", device="cpu", pool=pool, least=2, offload=lambda: "on the CPU"
-    )
-    assert value == "on the CPU"
+    def attempt():
+        return with_recovery(
+            Work(0), 2, name="x", device="cpu", pool=pool, least=2, offload=lambda: "on the CPU"
+        )
+
+    with pytest.raises(OutOfMemoryError, match="no room for 2"):
+        attempt()
+    pool.recovery_policy = RecoveryPolicy(offload=True)
+    assert attempt() == "on the CPU"
     assert pool.recoveries[-1].action == "offload"
+
+
+@pytest.mark.parametrize(
+    ("policy", "actions"),
+    [
+        (RecoveryPolicy(trim=False), ["empty cache", "smaller pieces"]),
+        (RecoveryPolicy(empty_cache=False), ["trim", "smaller pieces"]),
+        (RecoveryPolicy(trim=False, empty_cache=False), ["smaller pieces"]),
+    ],
+)
+def test_a_policy_takes_only_the_steps_that_it_allows(pool, policy, actions):
+    pool.recovery_policy = policy
+    with_recovery(Work(room=2), 4, name="x", device="cpu", pool=pool)
+    assert [step.action for step in pool.recoveries] == actions
+    pool.recovery_policy = RecoveryPolicy(smaller=False)
+    with pytest.raises(OutOfMemoryError):
+        with_recovery(Work(room=2), 4, name="x", device="cpu", pool=pool)
+
+
+def test_what_is_done_is_recorded_for_whoever_listens_in_this_thread(pool):
+    outer, inner = [], []
+    with recording(outer):
+        with recording(inner):
+            with_recovery(Work(room=2), 4, name="x", device="cpu", pool=pool)
+        with_recovery(Work(room=1), 2, name="y", device="cpu", pool=pool)
+    with_recovery(Work(room=1), 2, name="z", device="cpu", pool=pool)
+    assert [step.work for step in inner] == ["x"] * 3
+    assert [step.work for step in outer] == ["x"] * 3 + ["y"] * 3
+    assert len(pool.recoveries) == 9
 
 
 @pytest.mark.parametrize(

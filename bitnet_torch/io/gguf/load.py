@@ -27,6 +27,7 @@ from bitnet_torch.io.loading import replace_module
 from bitnet_torch.io.placement import check_dtype, resolve_device
 from bitnet_torch.io.progress import byte_progress
 from bitnet_torch.io.scales import METADATA_KEY, ExactScale, parse_scales
+from bitnet_torch.io.staging import Staging
 from bitnet_torch.io.tokenizer import Tokenizer
 from bitnet_torch.models import CausalLM, ModelConfig
 from bitnet_torch.nn import PackedBitLinear
@@ -42,6 +43,7 @@ class _Reading:
     file: GgufFile
     architecture: str
     config: ModelConfig
+    staging: Staging
     device: torch.device
     dtype: torch.dtype
     allow_degenerate: bool
@@ -83,7 +85,7 @@ def load_gguf(
         DeviceError: ``device`` is not available.
     """
     place = resolve_device(device)
-    with open_gguf(path) as file:
+    with open_gguf(path) as file, Staging(place) as staging:
         with file.naming_file():
             architecture, config = parse_metadata(file.metadata, file.tensors)
             tokenizer = read_tokenizer(file.metadata, file.path, config.vocab_size)
@@ -92,7 +94,7 @@ def load_gguf(
             kind = file.tensors[EMBEDDING].kind
             dtype = torch.float32 if kind is types.F32 else torch.bfloat16
         check_dtype(config, dtype)
-        reading = _Reading(file, architecture, config, place, dtype, allow_degenerate)
+        reading = _Reading(file, architecture, config, staging, place, dtype, allow_degenerate)
         return _read_model(reading), tokenizer
 
 
@@ -180,7 +182,7 @@ def _read_packed(
         packed, w_scale = read_ternary(file, stored, rows, exact, name)
         reading.check(stored, packed)
         bias = _read_bias(reading, name, n) if shape.bias is not None else None
-        return PackedBitLinear(packed.to(reading.device), w_scale.to(reading.device), n, bias)
+        return PackedBitLinear(reading.staging.copy(packed), w_scale.to(reading.device), n, bias)
     except BitNetError as error:
         if "file" in error.context:
             raise
@@ -218,4 +220,4 @@ def _read_float(
         piece = decode_float(stored.kind, data).view(count, *shape[1:])
         target = slice(first, first + count) if rows is None else rows[first : first + count]
         out[target] = piece.to(reading.dtype)
-    return reading.check(stored, out).to(reading.device)
+    return reading.staging.copy(reading.check(stored, out))

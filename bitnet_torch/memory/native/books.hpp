@@ -19,7 +19,7 @@ namespace {
 using i64 = int64_t;
 using i32 = int32_t;
 
-// The layouts of Tally, Row and Event are those of the ctypes structures in native.py.
+// The layouts of Tally, Row and Event are those of the ctypes structures in native_library.py.
 struct Tally {
   i64 current = 0, peak = 0, allocated = 0, freed = 0, allocs = 0, frees = 0;
   void add(i64 n) {
