@@ -69,8 +69,7 @@ def convert(
 ) -> ConversionReport:
     """Turn every ``nn.Linear`` of ``model`` into :class:`BitLinear`, in place.
 
-    With another quantiser, with int4 activations or a rotation the layers become
-    :class:`QuantLinear` or :class:`HBitLinear`, which are BitLinear too.
+    With a quantiser, int4 activations or a rotation: :class:`QuantLinear`, :class:`HBitLinear`.
 
     Args:
         model: Any module; its parameters stay the same objects.
@@ -84,8 +83,7 @@ def convert(
             :mod:`bitnet_torch.nn.int8_backward`. It has no say where a layer computes in floats.
 
     Raises:
-        ConfigurationError: Nothing was converted, and the message lists why; or the settings
-            contradict each other.
+        ConfigurationError: Nothing was converted (the message says why), or settings contradict.
         ShapeError: A layer does not fit the quantiser; no layer is converted.
     """
     if isinstance(rotate, str) or not isinstance(rotate, Sequence):
@@ -100,7 +98,7 @@ def convert(
     for name, module in layers.items():
         form.give(module, rotated[name])
         cast(BitLinear, module).backward = backward
-    weights = sum(module.weight.numel() for module in layers.values())
+    weights = sum(m.weight.numel() for m in layers.values())
     report = ConversionReport(tuple(layers), tuple(skipped), weights)
     if not layers:
         raise ConfigurationError(f"no nn.Linear to convert in {type(model).__name__}: {report}")

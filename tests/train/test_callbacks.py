@@ -186,9 +186,8 @@ def test_layers_of_another_form_in_a_model_of_transformers_are_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_lightnings_trainer_switches_measures_exports_and_resumes(tmp_path):
+def lightning_run(folder, steps, resume=None):
+    """Train the model in Lightning, with a checkpoint after the first epoch of six steps."""
     import lightning.pytorch as pl
 
     from bitnet_torch.train.lightning_callback import LightningCallback
@@ -204,33 +203,35 @@ def test_lightnings_trainer_switches_measures_exports_and_resumes(tmp_path):
         def configure_optimizers(self):
             return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
+    folder.mkdir(exist_ok=True)
+    callback = LightningCallback(
+        ternary=TernaryConfig(warmup=2),
+        qat_start=2,
+        telemetry_every=2,
+        metrics=folder / "m.jsonl",
+        export=folder / "packed",
+    )
+    saving = pl.callbacks.ModelCheckpoint(folder, every_n_train_steps=6, save_top_k=-1)
+    trainer = pl.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[callback, saving],
+    )
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(IDS), batch_size=4)
+    module = Module()
+    trainer.fit(module, data, ckpt_path=resume)
+    return module.model
 
-    def run(folder, steps, resume=None):
-        folder.mkdir(exist_ok=True)
-        callback = LightningCallback(
-            ternary=TernaryConfig(warmup=2),
-            qat_start=2,
-            telemetry_every=2,
-            metrics=folder / "m.jsonl",
-            export=folder / "packed",
-        )
-        saving = pl.callbacks.ModelCheckpoint(folder, every_n_train_steps=6, save_top_k=-1)
-        trainer = pl.Trainer(
-            max_steps=steps,
-            accelerator="cpu",
-            logger=False,
-            log_every_n_steps=1,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-            callbacks=[callback, saving],
-        )
-        module = Module()
-        trainer.fit(module, data, ckpt_path=resume)
-        return module.model
 
-    model = run(tmp_path / "whole", 8)
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_lightnings_trainer_switches_measures_exports_and_resumes(tmp_path):
+    model = lightning_run(tmp_path / "whole", 8)
     written = rows(tmp_path / "whole" / "m.jsonl")
     assert [r["step"] for r in written if "loss" in r] == list(range(1, 9))
     measured = {r["step"]: r["telemetry"] for r in written if "telemetry" in r}
@@ -238,7 +239,7 @@ def test_lightnings_trainer_switches_measures_exports_and_resumes(tmp_path):
     loaded = assert_packed_as_trained(tmp_path / "whole" / "packed", model)
     assert same_bits(loaded(IDS[:2]), model(IDS[:2]))
     (checkpoint,) = (tmp_path / "whole").glob("*.ckpt")
-    again = run(tmp_path / "again", 8, resume=checkpoint)
+    again = lightning_run(tmp_path / "again", 8, resume=checkpoint)
     states = zip(model.parameters(), again.parameters(), strict=True)
     assert all(same_bits(a, b) for a, b in states)
     rest = [r for r in rows(tmp_path / "again" / "m.jsonl") if "telemetry" in r]
