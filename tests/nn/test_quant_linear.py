@@ -266,6 +266,9 @@ def test_full_strength_makes_plain_layers_of_those_that_are():
     pack(model)
     assert same_bits(model(x), want)
     assert set_strength(model, 0.5) == 0
+    four = QuantLinear(16, 8, activation_bits=4)
+    set_strength(four, 1.0)
+    assert type(four) is QuantLinear
     with pytest.raises(ConfigurationError, match="strength must lie in"):
         set_strength(model, 1.5)
 

@@ -165,7 +165,8 @@ def test_hugging_faces_trainer_switches_measures_and_exports(tmp_path):
     assert [r["step"] for r in written if "loss" in r] == [1, 2, 3, 4, 5, 6]
     assert all("learning_rate" in r for r in written if "loss" in r)
     measured = {r["step"]: r["telemetry"] for r in written if "telemetry" in r}
-    assert list(measured) == [4, 6]
+    # Not twice, although the Trainer's log and the end of a step both come by.
+    assert [r["step"] for r in written if "telemetry" in r] == [4, 6]
     assert measured[6]["flips_per_step"] is not None
     assert measured[6]["zero_fraction"] == Telemetry().measure(model, 6)["zero_fraction"]
     loaded = assert_packed_as_trained(tmp_path / "packed", model)

@@ -12,7 +12,7 @@ from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.models import CausalLM
 from bitnet_torch.nn import BitLinear, HBitLinear, NormedLinear, QuantLinear, convert
 from bitnet_torch.train import TrainConfig, finish, train, trainer
-from bitnet_torch.train.checkpoint import list_checkpoints
+from bitnet_torch.train.checkpoint import list_checkpoints, read_progress
 from bitnet_torch.train.config import TernaryConfig
 from bitnet_torch.train.switch import insert_sub_norms, make_ternary, warm_up
 from tests.bits import same_bits
@@ -98,7 +98,33 @@ def test_a_recipe_resumes_to_the_same_bits_and_exports(name, tmp_path, monkeypat
     assert states[0].keys() == states[1].keys()
     assert [n for n in states[0] if not same_bits(states[0][n], states[1][n])] == []
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    recent = [
+        read_progress(list_checkpoints(tmp_path / out / "checkpoints")[-1]).recent_losses
+        for out in ("whole", "parts")
+    ]
+    # Since the switch, which starts the guard anew.
+    assert recent[0] == recent[1]
+    assert len(recent[0]) == 12
     check_export(name, result, states[0])
+
+
+def test_random_numbers_of_a_continued_run_go_on_where_they_were(tmp_path, monkeypatch):
+    original = trainer._loss
+
+    def noisy(state, windows):
+        return original(state, windows) * (1 + 0.1 * torch.rand(()))
+
+    monkeypatch.setattr(trainer, "_loss", noisy)
+    before = torch.get_rng_state()
+    train(configured(tmp_path / "plays", tmp_path / "whole", {}))
+    assert torch.equal(torch.get_rng_state(), before)
+    stop_after([7], monkeypatch)
+    config = configured(tmp_path / "plays", tmp_path / "parts", {})
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    torch.rand(5)
+    train(config, resume=True)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
 def check_export(name, result, state):
