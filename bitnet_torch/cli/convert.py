@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitnet_torch.cli.model import load_model
 from bitnet_torch.cli.output import write, write_json
 from bitnet_torch.cli.parser import Parser, add_allow_degenerate, add_command, add_json
+from bitnet_torch.cli.ternary import Outcome, add_options, check_options, make_ternary
 from bitnet_torch.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -37,12 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         help="hf-packed: 2-bit codes and scales; hf-master: float weights; the others: a GGUF "
         "file with ternary blocks of that type",
     )
-    parser.add_argument(
-        "--ternary",
-        action="store_true",
-        help="make the linear layers of a model in full precision ternary, the head excepted; "
-        "without training, what it knew is lost",
-    )
+    add_options(parser)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -55,8 +51,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert, and say what was written."""
     from bitnet_torch.io import save_pretrained
-    from bitnet_torch.nn import BitLinear, PackedBitLinear, convert
+    from bitnet_torch.nn import BitLinear, PackedBitLinear
 
+    check_options(args)
     lm = load_model(args.model, args)
     ternary = any(isinstance(m, BitLinear | PackedBitLinear) for m in lm.model.modules())
     if args.ternary and ternary:
@@ -66,29 +63,36 @@ def run(args: argparse.Namespace) -> int:
             f"{args.model} is in full precision: --ternary makes it ternary, which it must then "
             "be trained for"
         )
-    if args.ternary:
-        convert(lm.model)
+    outcome = make_ternary(lm, args) if args.ternary else None
     if args.format in FILES:
-        return _write_file(lm, args)
+        return _write_file(lm, args, outcome)
     # A folder's own tokenizer files travel along; a GGUF file has only what was read of it.
     tokenizer = lm.tokenizer if lm.model.origin is None else None
     save_pretrained(lm.model, args.out, args.format, tokenizer)
     sizes = {path.name: path.stat().st_size for path in sorted(Path(args.out).iterdir())}
     if args.json:
-        write_json({"folder": args.out, "format": args.format, "files": sizes})
+        shown = {"folder": args.out, "format": args.format, "files": sizes}
+        write_json({**shown, **_ternary(outcome)})
     else:
+        write("" if outcome is None else str(outcome))
         write(f"wrote {args.out} ({args.format}): {sizes['model.safetensors']:,} bytes of weights")
         write(", beside " + ", ".join(n for n in sizes if n != "model.safetensors") + "\n")
     return 0
 
 
-def _write_file(lm: LanguageModel, args: argparse.Namespace) -> int:
+def _ternary(outcome: Outcome | None) -> dict[str, Any]:
+    return {} if outcome is None else {"ternary": outcome.to_dict()}
+
+
+def _write_file(lm: LanguageModel, args: argparse.Namespace, outcome: Outcome | None) -> int:
     from bitnet_torch.io import export_gguf
 
     export_gguf(lm.model, args.out, args.format.upper(), lm.tokenizer)
     size = Path(args.out).stat().st_size
     if args.json:
-        write_json({"file": args.out, "format": args.format, "bytes": size})
+        shown = {"file": args.out, "format": args.format, "bytes": size}
+        write_json({**shown, **_ternary(outcome)})
     else:
+        write("" if outcome is None else str(outcome))
         write(f"wrote {args.out} ({args.format}): {size:,} bytes\n")
     return 0

@@ -86,7 +86,7 @@ def evaluate(lm: LanguageModel, text: bytes, args: argparse.Namespace) -> Evalua
 
     from bitnet_torch.train import bits_per_byte
 
-    ids = lm.tokenizer.encode(_decoded(lm, text, args.text))
+    ids = lm.tokenizer.encode(decoded(lm, text, args.text))
     if len(ids) < 2:
         raise ConfigurationError(f"{args.text}: has {len(ids)} token; nothing can be predicted")
     limit = lm.model.config.max_position_embeddings
@@ -117,7 +117,7 @@ def _is_bytes(lm: LanguageModel) -> bool:
     return isinstance(lm.tokenizer, ByteTokenizer)
 
 
-def _decoded(lm: LanguageModel, text: bytes, name: str) -> str:
+def decoded(lm: LanguageModel, text: bytes, name: str) -> str:
     """Return the text; for a byte-level model any bytes, otherwise only UTF-8."""
     if _is_bytes(lm):
         return text.decode("utf-8", "surrogateescape")

@@ -16,7 +16,8 @@ gram             codes and scale of least error of the outputs, on calibration d
 The result has one of three forms: ``float`` leaves ``nn.Linear`` with the nearest ternary
 matrix and float activations, the baseline that favours the method; ``packed`` is what runs;
 ``latent`` is a BitLinear with these codes and these scales (or, where no float32 weights have such
-a mean, the floats beside them), from which training can go on. These are baselines that a trained
+a mean, the floats beside them), from which training can go on; after ``absmean``, whose codes they
+have already, the weights stay as they are. These are baselines that a trained
 ternary model has to beat; a smaller error of the weights is not always a better start for training.
 """
 
@@ -135,7 +136,12 @@ def ternarise(
         name: _quantize(name, layer, method, granularity, group_size, grams)
         for name, layer in layers.items()
     }
-    forms = {name: _formed(name, layers[name], q, form) for name, q in results.items()}
+    # BitLinear's own rule gives these codes for the weights as they are.
+    kept = form == "latent" and method == "absmean"
+    forms = {
+        name: layers[name].weight.detach() if kept else _formed(name, layers[name], q, form)
+        for name, q in results.items()
+    }
     rows = [
         _describe(name, layers[name].weight.detach(), q, grams.get(name))
         for name, q in results.items()

@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from bitnet_torch.cli.ternary import METHODS
 from bitnet_torch.io import ByteTokenizer, load_pretrained, save_pretrained
 from bitnet_torch.nn import BitLinear, PackedBitLinear
+from bitnet_torch.train import bits_per_byte
+from bitnet_torch.train.ternarise import METHODS as ternarise_methods
+from bitnet_torch.train.ternarise import ternarise
 from tests.bits import same_bits
 from tests.io.damage import retensor
 from tests.io.gguf.models import small_model
@@ -66,6 +70,58 @@ def test_a_float_model_becomes_ternary_only_by_name(bitnet, folders):
     assert load_pretrained(out)[0].dtype == torch.bfloat16
     ended = bitnet("convert", str(folders / "packed"), out, "--format=hf-packed", "--ternary")
     assert ended.refused(1, "ternary already")
+
+
+def float_bytes():
+    return tiny_model(nn.Linear, vocab_size=256, intermediate_size=84)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_rule_of_ternarising_reports_and_writes_what_the_library_makes(
+    bitnet, folders, tmp_path, method
+):
+    (tmp_path / "text").write_bytes(bytes(range(32, 96)) * 12)
+    save_pretrained(float_bytes(), folders / "bytes", "hf-master", ByteTokenizer())
+    text = str(tmp_path / "text")
+    options = ["--ternary", "--method", method, "--calibration", text, "--measure", text]
+    source, out = str(folders / "bytes"), str(folders / "out")
+    ended = bitnet("convert", source, out, "--format", "hf-packed", *options, "--json")
+    shown = json.loads(ended.out)["ternary"]
+    assert (ended.status, shown["method"], shown["granularity"]) == (0, method, "matrix")
+    assert all(0 < layer["output_error"] < 1 for layer in shown["layers"])
+    packed, _ = load_pretrained(out)
+    ids = torch.tensor(list((tmp_path / "text").read_bytes()))
+    for name, model in (("before", float_bytes()), ("after", packed)):
+        assert shown[f"bits_per_byte_{name}"] == bits_per_byte(model, ids, 64, 32)
+    if method != "gram":
+        expected = float_bytes()
+        ternarise(expected, method, "matrix", form="packed")
+        assert same_bits(packed(IDS), expected(IDS))
+    ended = bitnet("convert", source, out, "--format", "hf-master", *options)
+    assert ended.status == 0
+    assert "bits/byte before" in ended.out
+    assert f"{method}, a scale per matrix: 14 layers" in ended.out
+    masters, _ = load_pretrained(out)
+    assert type(masters.get_submodule(UP)) is BitLinear
+    codes = masters.get_submodule(UP).packed().weight
+    assert torch.equal(codes, packed.get_submodule(UP).weight)
+
+
+def test_options_of_ternarising_are_refused_without_it(bitnet, folders, tmp_path):
+    source, out = str(folders / "float"), str(folders / "out")
+    command = ("convert", source, out, "--format", "hf-packed")
+    assert bitnet(*command, "--method", "twn").refused(1, "--method belongs to --ternary")
+    ended = bitnet(*command, "--ternary", "--method", "gram")
+    assert ended.refused(1, "--method gram needs --calibration")
+    save_pretrained(float_bytes(), folders / "bytes", "hf-master", ByteTokenizer())
+    (tmp_path / "short").write_bytes(b"short")
+    options = ("--ternary", "--calibration", str(tmp_path / "short"))
+    ended = bitnet("convert", str(folders / "bytes"), out, "--format=hf-packed", *options)
+    assert ended.refused(1, "has 5 tokens", "windows of 64")
+
+
+def test_the_rules_of_the_command_are_those_with_an_integer_form():
+    assert tuple(m for m in ternarise_methods if m != "asymmetric") == METHODS
 
 
 def test_a_degenerate_checkpoint_is_shown_and_converted_only_by_name(bitnet, folders):

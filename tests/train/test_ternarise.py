@@ -79,6 +79,15 @@ def test_absmean_of_a_matrix_is_what_convert_and_pack_make():
     assert same_bits(model(IDS), converted(IDS))
 
 
+def test_the_latent_weights_of_absmean_are_the_weights_themselves():
+    model, converted = float_model().to(torch.bfloat16), float_model().to(torch.bfloat16)
+    ternarise(model, "absmean", "matrix", form="latent")
+    convert(converted)
+    for (name, kept), other in zip(model.named_parameters(), converted.parameters(), strict=True):
+        assert same_bits(kept.detach(), other.detach()), name
+    assert type(model.get_submodule(UP)) is BitLinear
+
+
 def test_calibrated_codes_change_the_outputs_least():
     reports = {
         m: ternarise(float_model(), m, "row", calibration=[IDS]) for m in ("exact-l2", "gram")
