@@ -88,15 +88,17 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     g, u = ctx.saved_tensors
-    h, gate, up = (t.to(torch.float32) for t in (grad, g, u))
-    if ctx.activation == "silu":
-        s = gate.sigmoid()
-        dg, du = h * up * (s * (1 + gate * (1 - s))), h * (gate * s)
-    else:
-        dead = gate <= 0
-        dg = (h * (2 * gate * up)).masked_fill(dead, 0.0)
-        du = (h * (gate * gate)).masked_fill(dead, 0.0)
+    dg, du = branch_gradients(*(t.to(torch.float32) for t in (grad, g, u)), ctx.activation)
     return dg.to(g.dtype), du.to(u.dtype), None
+
+
+def branch_gradients(h: Tensor, g: Tensor, u: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Return the gradients of ``g`` and ``u`` in their dtype, ``h`` being that of the output."""
+    if activation == "silu":
+        s = g.sigmoid()
+        return h * u * (s * (1 + g * (1 - s))), h * (g * s)
+    dead = g <= 0
+    return (h * (2 * g * u)).masked_fill(dead, 0.0), (h * (g * g)).masked_fill(dead, 0.0)
 
 
 @declare(

@@ -93,11 +93,21 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     g = grad.to(torch.float32)
     dx = dweight = None
     if ctx.needs_input_grad[0]:
-        h = g * weight.to(torch.float32)
-        dx = (r * (h - n * (h * n).mean(-1, keepdim=True))).to(x.dtype)
+        dx = input_gradient(g, n, r, weight.to(torch.float32)).to(x.dtype)
     if ctx.needs_input_grad[1]:
-        dweight = (g * n).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
+        dweight = weight_gradient(g, n).to(weight.dtype)
     return dx, dweight, None
+
+
+def input_gradient(g: Tensor, n: Tensor, r: Tensor, weight: Tensor) -> Tensor:
+    """Return dx (..., K) for the gradient ``g`` of y, in the dtype of all of them."""
+    h = g * weight
+    return r * (h - n * (h * n).mean(-1, keepdim=True))
+
+
+def weight_gradient(g: Tensor, n: Tensor) -> Tensor:
+    """Return dweight (K,) for the gradient ``g`` of y."""
+    return (g * n).reshape(-1, n.shape[-1]).sum(0)
 
 
 def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -227,6 +227,66 @@ def test_checkpointing_gives_the_same_bits_and_gradients():
     assert all(same_bits(a, b) for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_checkpointed_stack_under_autocast_has_the_gradients_of_a_plain_one(use_reentrant):
+    torch.manual_seed(0)
+    model = nn.Sequential(BitLinear(32, 48), nn.ReLU(), BitLinear(48, 16, bias=True))
+    x = torch.randn(7, 32, requires_grad=True)
+
+    def gradients(run):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = run(x)
+        y.float().square().sum().backward()
+        leaves = [x, *model.parameters()]
+        made = [leaf.grad for leaf in leaves]
+        for leaf in leaves:
+            leaf.grad = None
+        return [y, *made]
+
+    want = gradients(model)
+    got = gradients(
+        lambda x: torch.utils.checkpoint.checkpoint(model, x, use_reentrant=use_reentrant)
+    )
+    assert all(same_bits(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("backward", ["float", "int8"])
+def test_a_grad_scaler_skips_a_step_that_overflowed_and_takes_the_next(backward):
+    layer, x = BitLinear(32, 16, backward=backward), torch.randn(4, 32)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100, growth_interval=1000)
+    before = layer.weight.detach().clone()
+    for factor in (2.0**60, 1.0):
+        optimizer.zero_grad()
+        scaler.scale((layer(x) * factor).square().sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        changed = not torch.equal(layer.weight, before)
+        # 2^160 does not fit float32: the gradient is infinite, the scale is halved, no step.
+        assert changed == (factor == 1.0)
+        scaler.update(2.0**10)
+    assert bool(layer.weight.isfinite().all())
+
+
+def test_what_a_model_saves_of_its_linear_inputs_is_0_26_of_the_floats_at_most():
+    """Counted by autograd's own hooks: codes and scales, and nothing of the float inputs."""
+    model = nn.Sequential(*(BitLinear(256, 256) for _ in range(4)))
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor)
+        return tensor
+
+    x = torch.randn(64, 256)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x).sum().backward()
+    codes = [t for t in kept if t.dtype == torch.uint8]
+    inputs = [t for t in kept if t.dtype != torch.uint8 and t.dim()]
+    assert sum(t.nbytes for t in codes) == 4 * 64 * 256
+    assert {t.dtype for t in inputs} == {torch.int8, torch.float32}
+    assert sum(t.nbytes for t in inputs) <= 0.26 * 4 * x.nbytes
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_both_forms_compile_in_one_graph_with_the_same_bits(dtype):
     layer, x = BitLinear(64, 48, bias=True), torch.randn(4, 64).to(dtype)
