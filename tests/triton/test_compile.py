@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from tests.triton.aot import python, report
+from tests.triton.gemm_code import check_gemm_code
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
 
@@ -30,6 +31,7 @@ def test_every_kernel_compiles_without_spills(arch, f, tmp_path):
     assert [e for e in entries if e["fused"] and not e["float_sums"]] == []
     assert [e for e in entries if e["approximate"]] == []
     assert [e for e in entries if e["matrix"] and not e["products"]] == []
+    check_gemm_code(entries, arch)
 
 
 def test_what_nothing_compiles_for_is_refused_by_name(tmp_path):

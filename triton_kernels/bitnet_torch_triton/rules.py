@@ -43,14 +43,15 @@ def _few(config: KernelConfig, arch: str, shape: str | None = None) -> Rule:
     return Rule("ternary_linear", config, "few", arch, most_tokens=8, shape=shape)
 
 
-def _any(config: KernelConfig, arch: str = "", most_tokens: int | None = None) -> Rule:
-    return Rule("ternary_linear", config, "tile", arch, most_tokens)
+def _gemm(arch: str, most: int | None, m: int, n: int, warps: int, stages: int) -> Rule:
+    config = KernelConfig(block_m=m, block_n=n, block_k=64, num_warps=warps, num_stages=stages)
+    kernel = "wgmma" if arch == "sm_90" else "gemm"
+    return Rule("ternary_linear", config, kernel, arch, most)
 
 
 RULES: tuple[Rule, ...] = (
     # Few programs, for what counts in the interpreter is the number of operations.
     _one(KernelConfig(block_n=32, block_k=2048), "interpreter"),
-    _any(KernelConfig(block_m=16, block_n=32), "interpreter", 16),
     # With few rows several groups of lanes share one, so that more loads are in flight.
     _one(KernelConfig(block_n=8, rows=2, block_k=512, split_k=4, unroll=4), "sm_", "few rows"),
     _one(KernelConfig(block_n=64, rows=4, block_k=512, unroll=2), "sm_"),
@@ -58,6 +59,18 @@ RULES: tuple[Rule, ...] = (
     _few(KernelConfig(block_n=128, block_k=512), "sm_"),
     _one(KernelConfig(block_n=128, rows=4, block_k=512), "gfx9"),
     _one(KernelConfig(block_n=64, rows=4, block_k=512), "gfx1"),
-    _any(KernelConfig(block_m=16, block_n=64), most_tokens=16),
-    _any(KernelConfig(block_m=64, block_n=64, num_warps=8)),
+    # Each warp owns 16 rows of codes or more, so that none unpacks what another has unpacked.
+    _gemm("interpreter", 16, 16, 64, 4, 2),
+    _gemm("interpreter", None, 64, 128, 4, 2),
+    _gemm("sm_90", 16, 16, 64, 4, 4),
+    _gemm("sm_90", 64, 64, 128, 8, 4),
+    _gemm("sm_90", None, 128, 128, 8, 4),
+    _gemm("sm_10", 16, 16, 128, 4, 4),
+    _gemm("sm_10", None, 64, 128, 8, 3),
+    _gemm("sm_", 16, 16, 64, 4, 5),
+    _gemm("sm_", 32, 32, 128, 4, 4),
+    _gemm("sm_", None, 64, 128, 4, 3),
+    _gemm("gfx11", None, 32, 64, 4, 2),
+    _gemm("gfx", 16, 16, 128, 4, 2),
+    _gemm("gfx", None, 64, 128, 4, 2),
 )

@@ -11,7 +11,7 @@ of warps take turns of 512 codes and add up at the end. Only whole turns are in 
 is left of K is multiplied after it, masked. Rows past N and tokens past M repeat the last one and
 are not stored, so each output has one writer.
 
-The interpreter, AMD's compiler and every other number of tokens have ternary_tile.py.
+The interpreter, AMD's compiler and every other number of tokens have ternary_gemm.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Launch the ternary product of one quantised input with one or several matrices.
 
 Which kernel a launch takes is a row of the launch table: ``gemv`` for one token, ``few`` for two
-to eight, ``tile`` for any number. Matrices of one call share a launch, but where only some have
-a bias, or biases differ in dtype: those of a kind share one.
+to eight, ``gemm`` and ``wgmma`` for any number (ternary_gemm.py). Matrices of one call share a
+launch, but where only some have a bias, or biases differ in dtype: those of a kind share one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from bitnet_torch_triton._launch import KernelConfig, launch
 from bitnet_torch_triton.planar64 import groups_of
 from bitnet_torch_triton.policy import arch_of, rule_for
 from bitnet_torch_triton.rules import Rule
+from bitnet_torch_triton.ternary_gemm import gemm
 from bitnet_torch_triton.ternary_gemv import _ternary_gemv_kernel
-from bitnet_torch_triton.ternary_tile import _ternary_tile_kernel
 
 # Bytes of a load, and so what rows of activations are a multiple of.
 WIDTH = 16
+# Kernels of ternary_gemm.py.
+GEMMS = ("gemm", "wgmma")
 # The dot-product instruction of an architecture, by the beginning of its name.
 DOTS = {"sm_": "dp4a", "gfx9": "v_dot4_i32_i8", "gfx11": "v_dot4_i32_iu8"}
 
@@ -81,14 +83,16 @@ def _launch_group(
     m, arch = x.shape[0], arch_of(x.device)
     rule = rule_for("ternary_linear", arch, m, sum(matrix.N for matrix, _ in pairs), k)
     config = rule.config
+    described, biases = tuple(_described(matrix, y) for matrix, y in pairs), _biases(pairs)
+    groups = groups_of(k)
+    if rule.kernel in GEMMS:
+        gemm(rule.kernel, config, arch, x, x_scale, described, biases, groups)
+        return
     programs = sum(triton.cdiv(matrix.N, config.block_n) for matrix, _ in pairs)
-    sizes = [x.shape[1] // WIDTH, groups_of(k)]
+    sizes = [x.shape[1] // WIDTH, groups]
     if rule.kernel != "gemv":
         sizes.insert(0, m)
-    if rule.kernel == "tile":
-        programs *= triton.cdiv(m, config.block_m)
-    described = tuple(_described(matrix, y) for matrix, y in pairs)
-    arguments = (x, x_scale, described, _biases(pairs), *sizes)
+    arguments = (x, x_scale, described, biases, *sizes)
     launch(kernel_of(rule), programs, config, *arguments, **constants_of(rule, arch))
 
 
@@ -111,7 +115,7 @@ def kernel_of(rule: Rule) -> Any:
         from bitnet_torch_triton.ternary_few import _ternary_few_kernel
 
         return _ternary_few_kernel
-    return {"gemv": _ternary_gemv_kernel, "tile": _ternary_tile_kernel}[rule.kernel]
+    return _ternary_gemv_kernel
 
 
 def constants_of(rule: Rule, arch: str) -> dict[str, Any]:
@@ -135,8 +139,4 @@ def _few_constants(config: KernelConfig, arch: str) -> dict[str, Any]:
     return {"BLOCK_N": config.block_n, "SPLIT_K": config.split_k, "WARPS": config.num_warps}
 
 
-def _tile_constants(config: KernelConfig, arch: str) -> dict[str, Any]:
-    return {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-
-
-_CONSTANTS = {"gemv": _gemv_constants, "few": _few_constants, "tile": _tile_constants}
+_CONSTANTS = {"gemv": _gemv_constants, "few": _few_constants}

@@ -14,6 +14,7 @@ import triton
 
 # What multiplies codes: matrix units, and dot products of four bytes.
 PRODUCT = re.compile(r"(UTC|[IHQ]G?)[IHQ]?MMA|IDP|v_(mfma|wmma|dot4)")
+_MATRIX = re.compile(r"(UTC|[IHQ]G?)[IHQ]?MMA|v_(mfma|wmma)")
 _WIDE = re.compile(r"(?:LDG|LDGSTS)\S*?\.(128|64)\b|(?:global|buffer|flat)_load_(?:dword|b)x?(\d+)")
 _LOAD = re.compile(r"(LDG|LDGSTS)\b|(global|buffer|flat)_load_")
 _NARROW = re.compile(r"\.[US](8|16)\b|_(?:u|s|i)(byte|short|8|16)|_(ubyte|sbyte)")
@@ -38,16 +39,20 @@ class MachineCode:
     loops: tuple[tuple[int, int], ...]
 
     def main_loop(self) -> tuple[str, ...]:
-        """Return the smallest loop among those with the most products; empty without any."""
+        """Return the smallest loop among those with the most products; empty without any.
+
+        Where there are products on matrix units, dot products are no more than an aside.
+        """
         bodies = [self.instructions[first : last + 1] for first, last in self.loops]
-        scored = [(products(body), -len(body), body) for body in bodies]
+        kind = _MATRIX if any(map(_MATRIX.match, self.instructions)) else PRODUCT
+        scored = [(count(body, kind), -len(body), body) for body in bodies]
         best = max(scored, default=(0, 0, ()))
         return best[2] if best[0] else ()
 
 
-def products(instructions: tuple[str, ...]) -> int:
-    """Return how many instructions multiply on matrix units or four bytes at a time."""
-    return sum(bool(PRODUCT.match(op)) for op in instructions)
+def count(instructions: tuple[str, ...], kind: re.Pattern[str]) -> int:
+    """Return how many instructions are of a kind."""
+    return sum(bool(kind.match(op)) for op in instructions)
 
 
 def load_widths(instructions: tuple[str, ...]) -> dict[int, int]:

@@ -36,6 +36,8 @@ class Entry:
         products: Matrix and dot instructions in the main loop by name (without one: in all).
         barriers: Barriers, and instructions on shared memory, in the main loop.
         loop: Instructions of the main loop; 0 without one.
+        mix: Of these, how many have each name (without its modifiers).
+        waits: Of these, how many wait for products of a warp group.
         per_weight: Of these, executed by a thread for each weight that it multiplies; or None.
         fused: Fused multiply-adds in its float arithmetic.
         float_sums: Whether its contract allows such.
@@ -56,6 +58,8 @@ class Entry:
     products: dict[str, int]
     barriers: int
     loop: int
+    mix: dict[str, int]
+    waits: int
     per_weight: float | None
     fused: int
     float_sums: bool
@@ -88,7 +92,7 @@ def report(
     wanted = [
         (variant, f)
         for variant in shipped
-        if arch.startswith(variant.archs) and (not names or variant.kernel in names)
+        if variant.serves(arch) and (not names or variant.kernel in names)
         for f in (floats if variant.has_float else ("",))
     ]
     for number, (variant, f) in enumerate(wanted):
@@ -119,6 +123,8 @@ def entry(compiled: Any, variant: Variant, f: str, arch: str) -> Entry:
         products=dict(Counter(op for op in seen if machine_code.PRODUCT.match(op))),
         barriers=sum(bool(re.match(r"BAR|STS|LDS|SHFL|s_barrier|ds_", op)) for op in loop),
         loop=len(loop),
+        mix=dict(sorted(Counter(op.partition(".")[0] for op in loop).items())),
+        waits=sum(op.startswith("WARPGROUP.DEPBAR") for op in loop),
         per_weight=round(len(loop) * lanes / variant.weights, 4) if loop else None,
         fused=_fused(compiled, code),
         float_sums=variant.float_sums,

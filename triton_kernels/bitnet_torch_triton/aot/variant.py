@@ -22,6 +22,7 @@ class Variant:
         constants: Its compile-time arguments by name.
         config: How it is launched.
         archs: Prefix of the architectures that it is shipped for; empty for all.
+        but: Longer prefixes of architectures that have variants of their own.
         weights: Weights that a program multiplies in one turn of its main loop; 0 if it has none.
         matrix: Whether its products belong on matrix or dot instructions.
         float_sums: Whether its contract bounds sums with and without fused products alike.
@@ -33,10 +34,15 @@ class Variant:
     constants: Mapping[str, Any]
     config: KernelConfig
     archs: str = ""
+    but: tuple[str, ...] = ()
     weights: int = 0
     matrix: bool = False
     float_sums: bool = False
     round_sizes: bool = False
+
+    def serves(self, arch: str) -> bool:
+        """Return whether it is shipped for an architecture."""
+        return arch.startswith(self.archs) and not arch.startswith(self.but)
 
     @property
     def has_float(self) -> bool:

@@ -21,6 +21,7 @@ from bitnet_torch_triton import (
     rms_norm,
     rope,
     rope_kv_write,
+    ternary_gemm,
     ternary_linear_grad_input,
     ternary_linear_grad_weight,
     top_k,
@@ -29,12 +30,13 @@ from bitnet_torch_triton._launch import KernelConfig
 from bitnet_torch_triton.aot.variant import Signature, Variant
 from bitnet_torch_triton.planar64 import GROUP
 from bitnet_torch_triton.rules import RULES, Rule
-from bitnet_torch_triton.ternary_product import DOTS, constants_of
+from bitnet_torch_triton.ternary_product import DOTS, GEMMS, constants_of
 
 
 def variants() -> Iterator[Variant]:
     """Yield all of them."""
     yield from _products()
+    yield _finish()
     yield from _rows()
     yield from _cache()
     yield from _weights()
@@ -58,7 +60,11 @@ def _flat(config: KernelConfig) -> dict[str, Any]:
 
 def _products() -> Iterator[Variant]:
     for rule in RULES:
-        if rule.op != "ternary_linear":
+        if rule.op != "ternary_linear" or rule.arch == "interpreter":
+            continue
+        if rule.kernel in GEMMS:
+            for even, parts, count in ((True, False, 1), (True, True, 2), (False, False, 3)):
+                yield _gemm(rule, even, parts, count)
             continue
         for arch in DOTS:
             if arch.startswith(rule.arch) or rule.arch.startswith(arch):
@@ -84,6 +90,41 @@ def _product(rule: Rule, arch: str) -> Iterator[Variant]:
             weights=config.block_n * step,
             matrix=True,
         )
+
+
+def _gemm(rule: Rule, even: bool, parts: bool, count: int) -> Variant:
+    """Return whole groups, a part of K, or several matrices whose rows end inside a group."""
+    config = rule.config
+    matrix = types(f"*u8 *fp32 i32 {'*i32' if parts else '*{f}'} i32")
+    biases = "None" if even else types("*{f} " * count)
+    return Variant(
+        f"_ternary_{rule.kernel}_kernel",
+        ("*i8", "*fp32", (matrix,) * count, biases, *types("i32 i32 i32 i32 i32")),
+        ternary_gemm.constants_of(config, rule.arch, even, parts),
+        config,
+        archs=rule.arch,
+        but=_served_before(rule),
+        weights=config.block_n * GROUP,
+        matrix=True,
+    )
+
+
+def _served_before(rule: Rule) -> tuple[str, ...]:
+    """Return the architectures that ``rule`` would serve, but rows before it serve to the end."""
+    return tuple(
+        other.arch
+        for other in RULES[: RULES.index(rule)]
+        if other.op == rule.op
+        and other.most_tokens is None
+        and other.arch != rule.arch
+        and other.arch.startswith(rule.arch)
+    )
+
+
+def _finish() -> Variant:
+    matrix, config = types("*i32 *fp32 i32 *{f} i32"), ternary_gemm.FINISH
+    signature = ("*fp32", (matrix,) * 2, "None", "i32", "i32")
+    return Variant("_finish_parts_kernel", signature, {"BLOCK_N": config.block_k}, config)
 
 
 def _rows() -> Iterator[Variant]:
