@@ -88,7 +88,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     g, u = ctx.saved_tensors
-    dg, du = branch_gradients(*(t.to(torch.float32) for t in (grad, g, u)), ctx.activation)
+    h, gate, up = (t.to(torch.float32) for t in (grad, g, u))
+    dg, du = branch_gradients(h, gate, up, ctx.activation)
     return dg.to(g.dtype), du.to(u.dtype), None
 
 
