@@ -86,8 +86,7 @@ def convert(
         ConfigurationError: Nothing was converted (the message says why), or settings contradict.
         ShapeError: A layer does not fit the quantiser; no layer is converted.
     """
-    if isinstance(rotate, str) or not isinstance(rotate, Sequence):
-        raise ConfigurationError(f"rotate must be a sequence of patterns, got {rotate!r}")
+    _check_patterns("rotate", rotate)
     check_backward(backward)
     form = TernaryForm(granularity, quantizer, activation_bits)
     layers, skipped = convertible(model, exclude)
@@ -113,8 +112,7 @@ def convertible(
     Raises:
         ConfigurationError: ``exclude`` is not a sequence of patterns.
     """
-    if isinstance(exclude, str) or not isinstance(exclude, Sequence):
-        raise ConfigurationError(f"exclude must be a sequence of patterns, got {exclude!r}")
+    _check_patterns("exclude", exclude)
     owners, bypassed = _weight_owners(model), _bypassed(model)
     layers: dict[str, nn.Linear] = {}
     skipped: list[Skipped] = []
@@ -127,6 +125,11 @@ def convertible(
         else:
             layers[names[0]] = module
     return layers, skipped
+
+
+def _check_patterns(name: str, patterns: object) -> None:
+    if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+        raise ConfigurationError(f"{name} must be a sequence of patterns, got {patterns!r}")
 
 
 def _matches(pattern: str, names: list[str]) -> bool:

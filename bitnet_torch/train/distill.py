@@ -22,7 +22,7 @@ from bitnet_torch.train.config import OptimizerConfig, ScheduleConfig
 from bitnet_torch.train.distillation import Distillation
 from bitnet_torch.train.metrics import Row
 from bitnet_torch.train.optimizer import make_optimizer
-from bitnet_torch.train.schedule import learning_rate
+from bitnet_torch.train.schedule import set_rates
 
 
 def distill(
@@ -55,9 +55,7 @@ def distill(
     adamw = make_optimizer(student, settings)
     student.train()
     for step in range(schedule.steps):
-        rate = learning_rate(schedule, settings.learning_rate, step)
-        for group in adamw.param_groups:
-            group["lr"] = rate
+        rate = set_rates(adamw, schedule, settings, step)
         losses = distillation.losses(batch_of(step))
         norms = distillation.gradient_norms(losses) if step % norms_every == 0 else None
         adamw.zero_grad()

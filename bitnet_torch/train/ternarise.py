@@ -24,7 +24,7 @@ ternary model has to beat; a smaller error of the weights is not always a better
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -126,29 +126,28 @@ def ternarise(
     """
     _check_request(method, form, granularity, calibration)
     layers, skipped = convertible(model, exclude)
+    _check_layers(model, layers, form)
+    grams = {} if calibration is None else gram_matrices(model, layers, calibration)
+    # All are made before the first takes its place, so that an error leaves the model whole.
+    how = (method, granularity, group_size, grams)
+    results = {name: _quantize(name, layer, *how) for name, layer in layers.items()}
+    # BitLinear's own rule gives these codes for the weights as they are.
+    kept = form == "latent" and method == "absmean"
+    made = {
+        name: layers[name].weight.detach() if kept else _formed(name, layers[name], q, form)
+        for name, q in results.items()
+    }
+    rows = tuple(_describe(n, layers[n], q, grams.get(n)) for n, q in results.items())
+    for name, layer in layers.items():
+        _put(model, layer, made[name], form, granularity)
+    return TernariseReport(method, granularity, form, rows, tuple(skipped))
+
+
+def _check_layers(model: nn.Module, layers: Mapping[str, nn.Linear], form: str) -> None:
     if not layers:
         raise ConfigurationError(f"{type(model).__name__} has no nn.Linear to ternarise")
     if form == "packed" and "" in layers:
         raise ConfigurationError("model is itself the layer to pack; its holder is not known here")
-    grams = {} if calibration is None else gram_matrices(model, layers, calibration)
-    # All are made before the first takes its place, so that an error leaves the model whole.
-    results = {
-        name: _quantize(name, layer, method, granularity, group_size, grams)
-        for name, layer in layers.items()
-    }
-    # BitLinear's own rule gives these codes for the weights as they are.
-    kept = form == "latent" and method == "absmean"
-    forms = {
-        name: layers[name].weight.detach() if kept else _formed(name, layers[name], q, form)
-        for name, q in results.items()
-    }
-    rows = [
-        _describe(name, layers[name].weight.detach(), q, grams.get(name))
-        for name, q in results.items()
-    ]
-    for name, layer in layers.items():
-        _put(model, layer, forms[name], form, granularity)
-    return TernariseReport(method, granularity, form, tuple(rows), tuple(skipped))
 
 
 def _check_request(
@@ -221,8 +220,9 @@ def _put(
 
 
 def _describe(
-    name: str, weight: Tensor, q: QuantizedWeight, gram: Tensor | None
+    name: str, layer: nn.Linear, q: QuantizedWeight, gram: Tensor | None
 ) -> TernarisedLayer:
+    weight = layer.weight.detach()
     dense = q.dense()
     return TernarisedLayer(
         name,

@@ -34,13 +34,13 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
     # One table for all leading dimensions but the last, as for positions.
     angles = torch.rand((*lead[-1:], k // 2), generator=generator(seed)) * 100
     bias = None if seed % 3 else torch.randn(n, generator=generator(seed)).to(dtype)
-    layout = preferred_layout("cpu")
     x_q, x_scale = ops.quantize_activation(x)
+    w, wide = weights(n, k, dtype, style, seed), out_dtype(dtype, seed)
     grad, kept = activations((*lead, n), dtype, style, seed + 3), DTYPES[seed % 3]
     return {
         "quantize_activation": lambda: (x,),
-        "quantize_weight": lambda: (weights(n, k, dtype, style, seed), granularity),
-        "quantize_pack_weight": lambda: (weights(n, k, dtype, style, seed), granularity),
+        "quantize_weight": lambda: (w, granularity),
+        "quantize_pack_weight": lambda: (w, granularity),
         "rms_norm": lambda: (x, gain, 1e-5),
         "rms_norm_quantize": lambda: (x, gain, 1e-5),
         "glu": lambda: (x, up, act),
@@ -52,31 +52,23 @@ def make_arguments(name, dtype, lead, k, n, style, seed):
         "unpack_codes": lambda: (packed, n),
         "ternary_linear": lambda: (x_q, x_scale, packed, scale, n, dtype, bias),
         "bit_linear": lambda: (x, packed, scale, n, bias),
-        "bit_linear_prepacked": lambda: (
-            x,
-            layout.prepack(packed, n),
-            layout.name,
-            scale,
-            n,
-            bias,
-        ),
+        "bit_linear_prepacked": lambda: (x, *prepacked(packed, n), scale, n, bias),
         "ternary_linear_grad_input": lambda: (grad, packed, scale, kept),
         "ternary_linear_grad_weight": lambda: (grad, x_q, x_scale, kept),
         "top_k": lambda: (x.float(), seed % (min(k, 4) + 1)),
         "quantize_head": lambda: (lm_head,),
-        "int8_linear": lambda: (
-            x_q,
-            x_scale,
-            *ops.quantize_head(lm_head),
-            out_dtype(dtype, seed) or dtype,
-        ),
+        "int8_linear": lambda: (x_q, x_scale, *ops.quantize_head(lm_head), wide or dtype),
         "screened_top_k": lambda: screened_arguments(x, lm_head, seed),
-        "float_linear": lambda: (x, lm_head, bias, out_dtype(dtype, seed)),
+        "float_linear": lambda: (x, lm_head, bias, wide),
         "multi_ternary_linear": lambda: multi_arguments(x_q, x_scale, (n, n // 2 + 1), dtype, seed),
-        "weight_codes_match": lambda: match_arguments(
-            weights(n, k, dtype, style, seed), granularity, seed
-        ),
+        "weight_codes_match": lambda: match_arguments(w, granularity, seed),
     }[name]()
+
+
+def prepacked(packed, n):
+    """Return the codes in the CPU's layout, and its name."""
+    layout = preferred_layout("cpu")
+    return layout.prepack(packed, n), layout.name
 
 
 def match_arguments(w, granularity, seed):
