@@ -87,8 +87,6 @@ def _attention_kernel(
     queries = (q_ptr, (b * heads + head) * T + t, t < T, at, factor)
     cache = (keys_ptr, values_ptr, key_scale_ptr, value_scale_ptr, kv_row * L)
     shape: tl.constexpr = (BLOCK_M, BLOCK_N, BLOCK_K)
-    mine = True
-    state = _nothing(shape)
     if SPLIT:
         chunk = tl.program_id(0) // owners
         state = _chunk(queries, cache, first + chunk * CHUNK, end, D, shape)
@@ -96,16 +94,13 @@ def _attention_kernel(
         _put(state, room, chunk, D, shape)
         mine = _is_last(ticket_ptr + owner, chunks)
         if mine:
-            state = _nothing(shape)
-            for i in range(0, tl.cdiv(end - first, CHUNK)):
-                state = _merged(state, _got(room, i, D, shape))
+            state = _all(room, tl.cdiv(end - first, CHUNK), D, shape)
     else:
-        for i in range(0, tl.cdiv(end - first, CHUNK)):
-            state = _merged(state, _chunk(queries, cache, first + i * CHUNK, end, D, shape))
+        mine = True
+        state = _walk(queries, cache, first, end, D, shape)
     if mine:
         out = _finished(state, queries, cache, first, L, D, shape)
-        out_at = ((b * T + t) * heads + head).to(tl.int64) * D
-        _store(out_ptr, out, out_at, t < T, D)
+        _store(out_ptr, out, ((b * T + t) * heads + head).to(tl.int64) * D, t < T, D)
 
 
 @triton.jit
@@ -145,6 +140,15 @@ def _merged(state, other):
     a, b = _weight(state[0] - larger), _weight(other[0] - larger)
     total = state[1] * a + other[1] * b
     return larger, total, state[2] * a[:, None] + other[2] * b[:, None]
+
+
+@triton.jit
+def _walk(queries, cache, first, end, D, shape: tl.constexpr):
+    """Return what rows see of all chunks, one after the other."""
+    state = _nothing(shape)
+    for i in range(0, tl.cdiv(end - first, CHUNK)):
+        state = _merged(state, _chunk(queries, cache, first + i * CHUNK, end, D, shape))
+    return state
 
 
 @triton.jit
@@ -206,6 +210,15 @@ def _got(room, chunk, D, shape: tl.constexpr):
     mixed = tl.load(at, mask=(d < D)[None, :], other=0.0, cache_modifier=".cg")
     peak = tl.load(room + row + D, cache_modifier=".cg")
     return peak, tl.load(room + row + D + 1, cache_modifier=".cg"), mixed
+
+
+@triton.jit
+def _all(room, chunks, D, shape: tl.constexpr):
+    """Return what all chunks together give, in the order of the keys."""
+    state = _nothing(shape)
+    for i in range(0, chunks):
+        state = _merged(state, _got(room, i, D, shape))
+    return state
 
 
 @triton.jit

@@ -73,16 +73,21 @@ def _rope_kv_write_kernel(
     else:
         row = b * kv_heads + head - heads - kv_heads
         x_ptr = v_ptr + row * T * 2 * H + at
-        y1 = tl.load(x_ptr, mask=inside, other=0.0)
-        y2 = tl.load(x_ptr + H, mask=inside, other=0.0)
+        y1, y2 = _halves(x_ptr, H, inside)
         _put(values_ptr, value_scale_ptr, y1, y2, row * L + slot, writes, H, j)
+
+
+@triton.jit
+def _halves(x_ptr, H, inside):
+    """Return both halves of some heads as they are."""
+    return tl.load(x_ptr, mask=inside, other=0.0), tl.load(x_ptr + H, mask=inside, other=0.0)
 
 
 @triton.jit
 def _turned(x_ptr, cos_ptr, sin_ptr, H, inside):
     """Return both halves of some heads, rotated and rounded to x's dtype."""
-    x1 = widened(tl.load(x_ptr, mask=inside, other=0.0))
-    x2 = widened(tl.load(x_ptr + H, mask=inside, other=0.0))
+    x1, x2 = _halves(x_ptr, H, inside)
+    x1, x2 = widened(x1), widened(x2)
     cos = tl.load(cos_ptr, mask=inside, other=0.0)
     sin = tl.load(sin_ptr, mask=inside, other=0.0)
     dtype: tl.constexpr = x_ptr.dtype.element_ty

@@ -56,50 +56,57 @@ def _ternary_gemm_kernel(
     where memory is, and never stored. Activations past K are masked to 0, unless EVEN."""
     across, cut = tl.cdiv(M, BLOCK_M), tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
-    codes, w_scale_ptr, stride, bias_ptr, y_ptr, N, block = chosen(
-        matrices, biases, tile // across, BLOCK_N
-    )
+    own = chosen(matrices, biases, tile // across, BLOCK_N)
+    codes, w_scale_ptr, stride, bias_ptr, y_ptr, N, block = own
     m = (tile % across) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     column, K = tl.arange(0, BYTES), K16 * 16
-    first = cut * part
-    last = tl.minimum(first + part, groups)
-    row = tl.minimum(n, N - 1).to(tl.int64)[:, None] * (groups * BYTES)
-    ws = codes + row + (first * BYTES + column)[None, :]
-    token = tl.minimum(m, M - 1).to(tl.int64)[None, :] * K
-    xs = x_ptr + token + (first * GROUP + column)[:, None]
+    first, last = cut * part, tl.minimum(cut * part + part, groups)
+    ws = codes + _row(n, N, groups * BYTES)[:, None] + (first * BYTES + column)[None, :]
+    xs = x_ptr + _row(m, M, K)[None, :] + (first * GROUP + column)[:, None]
     acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.int32)
     sums = tl.zeros((BYTES, BLOCK_M), dtype=tl.int32)
     for group in tl.range(first, last, num_stages=STAGES):
-        byte = tl.load(ws)
-        for j in tl.static_range(4):
-            if EVEN:
-                x = tl.load(xs + j * BYTES)
-            else:
-                inside = group * GROUP + j * BYTES + column < K
-                x = tl.load(xs + j * BYTES, mask=inside[:, None], other=0)
-            acc = tl.dot(plane(byte, j, FORM), x, acc, out_dtype=tl.int32)
-            if BESIDE:
-                sums = add_each(sums, x, FORM)
+        acc, sums = _products(acc, sums, tl.load(ws), xs, group, K, FORM, BESIDE, EVEN)
         ws += BYTES
         xs += GROUP
     total = tl.sum(sums, axis=0)
     if FORM == APART:
         total = _sums(x_ptr, m, M, first * GROUP, last * GROUP, K, BLOCK_M)
-    acc = tl.trans(acc - total[None, :])
-    at = m.to(tl.int64)[:, None] * N + n[None, :]
-    inside = (m < M)[:, None] & (n < N)[None, :]
-    if PARTS:
-        tl.store(y_ptr + cut.to(tl.int64) * M * N + at, acc, mask=inside)
-    else:
-        y = _numbers(acc, x_scale_ptr, w_scale_ptr, stride, biases, bias_ptr, m, n, M, N, y_ptr)
-        tl.store(y_ptr + at, y, mask=inside)
+    y = tl.trans(acc - total[None, :])
+    if not PARTS:
+        y = _numbers(y, x_scale_ptr, w_scale_ptr, stride, biases, bias_ptr, m, n, M, N, y_ptr)
+    at = (cut.to(tl.int64) * M + m)[:, None] * N + n[None, :]
+    tl.store(y_ptr + at, y, mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+@triton.jit
+def _row(i, count, stride):
+    """Return where rows begin; those past the end repeat the last one."""
+    return tl.minimum(i, count - 1).to(tl.int64) * stride
+
+
+@triton.jit
+def _products(
+    acc, sums, byte, xs, group, K, FORM: tl.constexpr, BESIDE: tl.constexpr, EVEN: tl.constexpr
+):
+    """Add the products of a group's four planes, and its activations."""
+    k = group * GROUP + tl.arange(0, BYTES)
+    for j in tl.static_range(4):
+        if EVEN:
+            x = tl.load(xs + j * BYTES)
+        else:
+            x = tl.load(xs + j * BYTES, mask=(k + j * BYTES < K)[:, None], other=0)
+        acc = tl.dot(plane(byte, j, FORM), x, acc, out_dtype=tl.int32)
+        if BESIDE:
+            sums = add_each(sums, x, FORM)
+    return acc, sums
 
 
 @triton.jit
 def _sums(x_ptr, m, M, start, end, K, BLOCK_M: tl.constexpr):
     """Return the sum of each token's activations in a part of K."""
-    token = x_ptr + tl.minimum(m, M - 1).to(tl.int64)[:, None] * K
+    token = x_ptr + _row(m, M, K)[:, None]
     sums = tl.zeros((BLOCK_M, BYTES), dtype=tl.int32)
     for k0 in range(start, end, BYTES):
         k = k0 + tl.arange(0, BYTES)[None, :]
@@ -203,17 +210,8 @@ def gemm(
     if parts > 1:
         sums = tuple((out[3], *matrix[1:]) for out, matrix in zip(outs, matrices, strict=True))
         programs = m * sum(triton.cdiv(matrix[4], FINISH.block_k) for matrix in matrices)
-        launch(
-            _finish_parts_kernel,
-            programs,
-            FINISH,
-            x_scale,
-            sums,
-            biases,
-            m,
-            parts,
-            BLOCK_N=FINISH.block_k,
-        )
+        finish = (x_scale, sums, biases, m, parts)
+        launch(_finish_parts_kernel, programs, FINISH, *finish, BLOCK_N=FINISH.block_k)
 
 
 def constants_of(config: KernelConfig, arch: str, even: bool, parts: bool) -> dict[str, Any]:

@@ -70,9 +70,33 @@ def _ternary_wgmma_kernel(
     last = gl.minimum(first + part, groups)
     ws = _corner(codes, n0, N, groups * BYTES, BLOCK_N, flat)
     xs = _corner(x_ptr, m0, M, K, BLOCK_M, flat)
+    acc, sums = _accumulated(ws, xs, (bytes_in, x_in), first, last, K, FORM, STAGES, operand, flat)
+    acc -= gl.convert_layout(gl.sum(sums, axis=1), gl.SliceLayout(0, mma))[None, :]
+    if PARTS:
+        y_ptr += cut.to(gl.int64) * M * N
+    _store(acc, y_ptr, x_scale_ptr, w_scale_ptr, stride, biases, bias_ptr, m0, n0, M, N, PARTS)
+
+
+@gluon.jit
+def _accumulated(
+    ws,
+    xs,
+    rooms,
+    first,
+    last,
+    K,
+    FORM: gl.constexpr,
+    STAGES: gl.constexpr,
+    operand: gl.constexpr,
+    flat: gl.constexpr,
+):
+    """Return the products of groups [first, last) and the sums of their activations."""
+    bytes_in, x_in = rooms
+    BLOCK_N: gl.constexpr = bytes_in.shape[1]
+    BLOCK_M: gl.constexpr = x_in.shape[1]
     for s in gl.static_range(STAGES - 1):
         _fetch(ws, xs, bytes_in, x_in, s, first + s, last, K, flat)
-    acc = gl.zeros((BLOCK_N, BLOCK_M), gl.int32, mma)
+    acc = gl.zeros((BLOCK_N, BLOCK_M), gl.int32, operand.parent)
     sums = gl.zeros((BLOCK_M, BYTES), gl.int32, flat)
     now, free = 0, STAGES - 1
     for group in range(first, last):
@@ -90,10 +114,7 @@ def _ternary_wgmma_kernel(
         now = gl.where(now + 1 == STAGES, 0, now + 1)
         acc = warpgroup_mma_wait(0, deps=[acc])
     _wait(0)
-    acc -= gl.convert_layout(gl.sum(sums, axis=1), gl.SliceLayout(0, mma))[None, :]
-    if PARTS:
-        y_ptr += cut.to(gl.int64) * M * N
-    _store(acc, y_ptr, x_scale_ptr, w_scale_ptr, stride, biases, bias_ptr, m0, n0, M, N, PARTS)
+    return acc, sums
 
 
 @gluon.jit

@@ -5,8 +5,9 @@ Source: gpu/README.md, gpu/test.py, gpu/model.py and gpu/bitnet_kernels of micro
 Its kernel table times single calls from Python, one after the other, on the same operands: what
 is small shows the host and what fits the L2 cache is read from there. Two numbers are fitted
 to the table, one a column: how long the host takes for a call through ctypes, and for
-``torch.matmul``. A weight costs four integer instructions: shift, mask and a saturating
-subtraction of bytes, which the hardware lacks, for each four weights. Nothing is fitted to the
+``torch.matmul``. That a weight costs four integer instructions (shift, mask and a saturating
+subtraction of bytes, which the hardware lacks) is an estimate that the table bears out, and so in
+effect a third: a count by hand of its compiled code gives more. Nothing is fitted to the
 times of whole generations, which follow from the launches of a layer.
 """
 
