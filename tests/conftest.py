@@ -31,7 +31,9 @@ def threads():
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what needs hardware that is not here; the reason names the hardware."""
+    """Begin with the longest, and skip what needs hardware that is not here, with its name."""
+    # Last, they would keep one process busy while the other has nothing to do.
+    items.sort(key=_limit, reverse=True)
     apple, shim = torch.backends.mps.is_available(), toolchain.reason_against()
     absent = {
         "cuda": (torch.cuda.is_available(), "no CUDA device"),
@@ -43,3 +45,8 @@ def pytest_collection_modifyitems(items):
         for mark, (present, reason) in absent.items():
             if item.get_closest_marker(mark) and not present:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _limit(item):
+    mark = item.get_closest_marker("timeout")
+    return mark.args[0] if mark else 0

@@ -116,7 +116,7 @@ def test_no_token_after_the_first_needs_memory_that_is_not_there(tracker):
 
 
 @needs_compiler
-@pytest.mark.xfail(strict=True, reason="every operator of a step makes its result anew")
+@pytest.mark.xfail(strict=True, reason="head and sampler make their results anew")
 def test_no_token_after_the_first_calls_the_allocator(tracker):
     pool = HybridMemoryPool.instance()
     lm = bt.load(bundled_model())
