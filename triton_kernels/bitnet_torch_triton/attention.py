@@ -42,12 +42,14 @@ def config_for(d: int, rows: int, arch: str) -> KernelConfig:
     """Return the launch configuration for heads of ``d`` elements and so many rows a key head.
 
     NVIDIA's cores add up float32 products one by one, whatever the tile, so few rows have a tile
-    of their own there; the matrix units of AMD take several at a time, and their tiles differ.
+    of their own there, and wide heads one that fits the registers; the matrix units of AMD take
+    several at a time, and their tiles differ.
     """
     block_k = max(16, triton.next_power_of_2(max(d, 1)))
-    few = arch.startswith("sm_") and rows <= 4
+    nvidia = arch.startswith("sm_")
+    few = nvidia and rows <= 4
     return KernelConfig(
-        block_m=16 if not few else 4 if block_k > 64 else 8,
+        block_m=(4 if block_k > 64 else 8) if few else 8 if nvidia and block_k > 128 else 16,
         # The same for all rows: a block's sums are those of so many keys.
         block_n=32 if block_k <= 128 else 16,
         block_k=block_k,

@@ -141,4 +141,5 @@ def _fused(compiled: Any, code: machine_code.MachineCode) -> int:
         return len(re.findall(r"\bfma\.rn", compiled.asm["ptx"]))
     if re.search(r"\bfdiv\b|llvm\.sqrt|ocml", compiled.asm["llir"]):
         return 0
-    return sum(bool(re.match(r"v_(pk_)?(fma|fmac|mad)_(f|mix)", op)) for op in code.instructions)
+    # Not ..._mix: it widens halves on the way; a lone sum or product takes it with 1 or -0.
+    return sum(bool(re.match(r"v_(pk_)?(fma|fmac|mad)_f", op)) for op in code.instructions)

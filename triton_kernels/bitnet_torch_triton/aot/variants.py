@@ -156,7 +156,8 @@ def _cache() -> Iterator[Variant]:
             block = blocks(write, "M", "K")
             yield Variant("_rope_kv_write_kernel", types(signature), block, write)
             for archs, rows, parts in (
-                ("", 16, "None None"),
+                ("sm_80", 16, "None None"),
+                ("gfx942", 16, "None None"),
                 ("sm_80", 4, "*fp32 *i32"),
                 ("gfx942", 4, "*fp32 *i32"),
             ):
