@@ -113,14 +113,3 @@ def test_no_token_after_the_first_needs_memory_that_is_not_there(tracker):
         assert len({getattr(stats, field) for stats in seen}) == 1, field
     counts = [b.num_allocs - a.num_allocs for a, b in itertools.pairwise(seen[1:])]
     assert len(set(counts)) == 1
-
-
-@needs_compiler
-@pytest.mark.xfail(strict=True, reason="head and sampler make their results anew")
-def test_no_token_after_the_first_calls_the_allocator(tracker):
-    pool = HybridMemoryPool.instance()
-    lm = bt.load(bundled_model())
-    lm.generate(PROMPT, max_new_tokens=2)
-    with tracker.start("track", backend="allocator"):
-        seen = [pool.get_stats().num_allocs for _ in lm.stream(PROMPT, max_new_tokens=4)]
-    assert seen[1] == seen[-1]
