@@ -68,7 +68,7 @@ try:
             os.kill(os.getpid(), int(sys.argv[1]))
         dist.all_reduce(x)
 except DistributedError as error:
-    print(error)
+    print(error, flush=True)
     os._exit(3)
 """
 
