@@ -20,13 +20,13 @@ from bitnet_torch.errors import (
     ShapeError,
 )
 from bitnet_torch.io import export_gguf, save_pretrained
-from bitnet_torch.models import CausalLM, ModelConfig
 from bitnet_torch.nn import HBitLinear, PackedQuantLinear, QuantLinear, set_strength
 from bitnet_torch.quant import QUANTIZERS, TWN, Absmean, WeightQuantizer, make_quantizer
 from bitnet_torch.quant.activation import quantize_activation4
 from bitnet_torch.quant.hadamard import hadamard
 from tests.bits import same_bits
 from tests.cases import DTYPES, activations, seeds
+from tests.models.tiny import tiny_model
 
 TERNARY = [name for name in QUANTIZERS if make_quantizer(name).not_packable is None]
 PARTS = [("matrix", None), ("row", None), ("group", 4), ("group", 24)]
@@ -309,24 +309,18 @@ def test_autocast_casts_the_input_of_both_forms():
         assert same_bits(y, layer.packed()(x))
 
 
-def tiny_model():
-    config = ModelConfig(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+def one_layer():
+    sizes = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 64}
+    return tiny_model(
+        **sizes, dtype=torch.float32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=32,
-    )
-    model = CausalLM(config, linear=nn.Linear, dtype=torch.float32)
-    model.init_weights(0)
-    return model
+    )  # fmt: skip
 
 
 def test_a_packable_quantiser_is_stored_with_its_own_codes(tmp_path):
     import bitnet_torch as bt
 
-    model = tiny_model()
+    model = one_layer()
     convert(model, quantizer=make_quantizer("seq"))
     ids = torch.randint(256, (1, 9))
     want = model(ids)
@@ -346,7 +340,7 @@ def test_a_packable_quantiser_is_stored_with_its_own_codes(tmp_path):
     ],
 )
 def test_what_a_file_cannot_say_is_refused_by_name(settings_, says, tmp_path):
-    model = tiny_model()
+    model = one_layer()
     convert(model, **settings_)
     for packed in (False, True):
         if packed and "training only" not in says:
@@ -358,7 +352,7 @@ def test_what_a_file_cannot_say_is_refused_by_name(settings_, says, tmp_path):
 
 
 def test_a_whole_model_with_groups_and_rotation_packs_to_the_same_logits():
-    model = tiny_model()
+    model = one_layer()
     convert(model, quantizer=TWN("group", 16), rotate=("o_proj", "down_proj"), activation_bits=4)
     ids = torch.randint(256, (2, 11))
     want = model(ids)

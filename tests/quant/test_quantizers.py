@@ -312,7 +312,7 @@ def test_the_surrogate_has_the_values_of_the_codes(name):
     w = weights()
     quantizer = made(name, w, "row")
     got, want = quantizer.surrogate(w), quantizer.quantize(w).dense()
-    # Levels and quanta are rounded on different ways to the product.
+    # Four roundings of 2^-24 at most: quotient and product there, the quantum's two here.
     torch.testing.assert_close(got, want, rtol=4 * 2**-24, atol=0.0)
 
 

@@ -9,28 +9,22 @@ from torch import nn
 
 import bitnet_torch as bt
 from bitnet_torch.errors import ConfigurationError
-from bitnet_torch.models import CausalLM, ModelConfig
 from bitnet_torch.nn import BitLinear, PackedBitLinear, QuantLinear
 from bitnet_torch.train.config import TernaryConfig
 from bitnet_torch.train.hooks import TernaryHooks, export_packed
 from bitnet_torch.train.telemetry import Telemetry
 from tests.bits import same_bits
+from tests.models.tiny import tiny_model
 
 IDS = torch.randint(256, (24, 9), generator=torch.Generator().manual_seed(0))
 
 
 def own_model():
-    config = ModelConfig(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+    sizes = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 64}
+    return tiny_model(
+        **sizes, dtype=torch.float32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=16,
-    )
-    model = CausalLM(config, linear=nn.Linear, dtype=torch.float32)
-    model.init_weights(0)
-    return model
+    )  # fmt: skip
 
 
 def loss_of(model, windows):
