@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,8 @@ T = TypeVar("T")
 _SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # Gloo raises plain RuntimeErrors, which name its own source files.
 _GLOO = "gloo/"
+# Seconds for gloo's threads to let go of the last collectives; they need microseconds.
+_GRACE = 0.5
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,12 @@ def process_group(timeout: float = 600.0) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
     # Not after an error: others may never come to it.
     dist.destroy_process_group()
+    if backend == "gloo":
+        # A thread of gloo may still have to drop a finished collective's tensors, for which it
+        # takes the interpreter's lock. FSDP's caches keep the group, and so those threads, until
+        # the interpreter ends, and Python 3.11 ends the process by SIGABRT where such a thread
+        # asks for the lock then. Nothing tells when they are done: sleeping hands them the lock.
+        time.sleep(_GRACE)
 
 
 def on_first(function: Callable[[], T]) -> T:

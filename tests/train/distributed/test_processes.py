@@ -54,6 +54,37 @@ def test_what_the_first_process_finds_or_raises_is_what_all_get(pair):
         assert absent == ("CheckpointError", "/nowhere/at/all: No such file or directory")
 
 
+LATE = """
+import threading, time
+import torch, torch.distributed as dist
+from bitnet_torch.train.distributed import process_group
+
+class Kept:
+    pass
+
+class Late(torch.Tensor):
+    def __del__(self):
+        if threading.current_thread() is not threading.main_thread():
+            late.set()
+            time.sleep(0.1)
+            print("dropped", flush=True)
+
+late = threading.Event()
+with process_group(5):
+    kept = Kept()
+    kept.itself, kept.group = kept, dist.group.WORLD
+    del kept
+    while not late.is_set():
+        dist.broadcast(torch.Tensor._make_subclass(Late, torch.ones(1)), src=0)
+"""
+
+
+def test_the_interpreter_does_not_end_under_a_thread_that_drops_the_last_tensors():
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(done.stdout.split()) == {"dropped"}
+
+
 LOST = """
 import os, signal, sys
 import torch, torch.distributed as dist
