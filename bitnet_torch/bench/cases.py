@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bitnet_torch.bench.environment import Environment
 from bitnet_torch.bench.limits import Limits
 from bitnet_torch.bench.row import Quantity, Reached, Row, Subject
-from bitnet_torch.bench.timing import Contender, Effort, Measured, Spread, measure
+from bitnet_torch.bench.timing import Contender, Effort, Measured, Spread, measure, measure_together
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,22 @@ class Run:
         Raises:
             BitNetError: A result is wrong; nothing was timed.
         """
-        found = measure(case.candidate, case.baseline, self.effort)
+        return self._row(case, measure(case.candidate, case.baseline, self.effort))
+
+    def rows_together(self, cases: Sequence[Case]) -> list[Row]:
+        """Verify and time one candidate beside several baselines, all in one series of rounds.
+
+        Args:
+            cases: With the candidate of the first, and a baseline each.
+
+        Raises:
+            BitNetError: A result is wrong; nothing was timed.
+        """
+        baselines = [case.baseline for case in cases if case.baseline is not None]
+        found = measure_together(cases[0].candidate, baselines, self.effort)
+        return [self._row(case, one) for case, one in zip(cases, found, strict=True)]
+
+    def _row(self, case: Case, found: Measured) -> Row:
         return Row(
             subject=case.subject,
             value=_microseconds(found.seconds),

@@ -12,6 +12,7 @@ from bitnet_torch.bench.picture import draw_rows
 from bitnet_torch.bench.row import Row
 from bitnet_torch.bench.rows_file import append_rows
 from bitnet_torch.bench.timing import Effort
+from bitnet_torch.io.atomic import atomic_file
 
 
 def begin(effort: Effort, attempts: int = ATTEMPTS) -> Run:
@@ -43,8 +44,13 @@ def run_cases(run: Run, makers: Iterable[MakeCase], show: Callable[[Row], None])
     return rows
 
 
-def keep(rows: Sequence[Row], folder: Path) -> tuple[Path, Path]:
+def keep(rows: Sequence[Row], folder: Path, name: str = "") -> tuple[Path, Path]:
     """Append rows to ``<machine>.jsonl`` and draw them; return both files.
+
+    Args:
+        rows: Of one run.
+        folder: Made if it is absent.
+        name: Of the picture, after the machine; that of the suite if empty.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -52,7 +58,23 @@ def keep(rows: Sequence[Row], folder: Path) -> tuple[Path, Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     stem = file_stem(rows[0].environment)
-    lines, picture = folder / f"{stem}.jsonl", folder / f"{stem}-{rows[0].subject.suite}.png"
+    lines, picture = (
+        folder / f"{stem}.jsonl",
+        folder / f"{stem}-{name or rows[0].subject.suite}.png",
+    )
     append_rows(lines, rows)
     draw_rows(rows, picture)
     return lines, picture
+
+
+def keep_text(text: str, row: Row, folder: Path, name: str) -> Path:
+    """Write a run's table to ``<machine>-<name>.txt``; return the file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{file_stem(row.environment)}-{name}.txt"
+    with atomic_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return path

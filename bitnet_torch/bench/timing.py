@@ -129,9 +129,35 @@ def measure(
     Raises:
         BitNetError: A result is wrong; nothing was timed.
     """
-    contenders = [c for c in (candidate, baseline) if c is not None]
+    return measure_together(candidate, [] if baseline is None else [baseline], effort, clock)[0]
+
+
+def measure_together(
+    candidate: Contender,
+    baselines: Sequence[Contender],
+    effort: Effort,
+    clock: Clock = time.perf_counter,
+) -> list[Measured]:
+    """Verify all, then time them in rounds; return the candidate beside each, or alone.
+
+    Raises:
+        BitNetError: A result is wrong; nothing was timed.
+    """
+    contenders = [candidate, *baselines]
     verified = [c.check() for c in contenders]
-    samplers = [_Sampler(c, effort.sample_seconds, clock) for c in contenders]
+    own, *others = _take_turns(
+        [_Sampler(c, effort.sample_seconds, clock) for c in contenders], effort, clock
+    )
+    mine = Spread.of(own)
+    if not others:
+        return [Measured(mine, verified[0])]
+    return [
+        Measured(mine, verified[0], Spread.of(series), words, paired_ratio(own, series))
+        for series, words in zip(others, verified[1:], strict=True)
+    ]
+
+
+def _take_turns(samplers: Sequence[_Sampler], effort: Effort, clock: Clock) -> list[list[float]]:
     series: list[list[float]] = [[] for _ in samplers]
     order = list(range(len(samplers)))
     coin = random.Random(0)
@@ -140,15 +166,7 @@ def measure(
         for which in order:
             series[which].append(samplers[which].sample())
         coin.shuffle(order)
-    if baseline is None:
-        return Measured(Spread.of(series[0]), verified[0])
-    return Measured(
-        Spread.of(series[0]),
-        verified[0],
-        Spread.of(series[1]),
-        verified[1],
-        paired_ratio(series[0], series[1]),
-    )
+    return series
 
 
 class _Sampler:

@@ -23,6 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     suites = parser.add_subparsers(metavar="WHAT", parser_class=Parser)
     _add_ops(suites)
     _add_model(suites)
+    _add_peers(suites)
     _add_train(suites)
     _add_memory(suites)
     _add_compare(suites)
@@ -77,6 +78,36 @@ def _add_model(suites: argparse._SubParsersAction[Parser]) -> None:
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="of the computation (default: as stored)",
+    )
+    _add_output(parser)
+
+
+def _add_peers(suites: argparse._SubParsersAction[Parser]) -> None:
+    parser = add_command(
+        suites,
+        "peers",
+        bench_run.run_peers,
+        purpose="time one model here, in PyTorch and in llama.cpp, in one run",
+        example="bitnet bench peers --layers 4 --work peers-4",
+    )
+    parser.add_argument(
+        "--work", metavar="FOLDER", help="keep the model here, and take it if it is (default: none)"
+    )
+    _add_sizes(parser)
+    parser.add_argument("--only", action="append", choices=("decode", "prefill"))
+    parser.add_argument(
+        "--peer", action="append", choices=("torch float32", "torch bfloat16", "llama.cpp")
+    )
+    parser.add_argument("--prompt", type=int, default=512, metavar="T", help="tokens of a prefill")
+    parser.add_argument(
+        "--before", type=int, default=128, metavar="T", help="tokens before a new one"
+    )
+    parser.add_argument("--head", choices=("int8", "float"), default="int8", help="what ours reads")
+    parser.add_argument(
+        "--gguf-head",
+        choices=("Q6_K", "Q8_0", "F16", "BF16", "F32"),
+        default="Q6_K",
+        help="type of llama.cpp's embedding and head (default: %(default)s)",
     )
     _add_output(parser)
 
@@ -143,6 +174,11 @@ def _add_make_checkpoint(suites: argparse._SubParsersAction[Parser]) -> None:
         example="bitnet bench make-checkpoint model-2b --preset 2b-4t --layers 4",
     )
     parser.add_argument("out", metavar="OUT", help="folder to write, which must not exist")
+    _add_sizes(parser)
+    add_json(parser)
+
+
+def _add_sizes(parser: Parser) -> None:
     parser.add_argument(
         "--preset",
         choices=("2b-4t", "tiny"),
@@ -152,7 +188,6 @@ def _add_make_checkpoint(suites: argparse._SubParsersAction[Parser]) -> None:
     for flag, field in bench_run.SIZES.items():
         parser.add_argument(f"--{flag}", type=int, metavar="N", help=f"{field} of the preset")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
-    add_json(parser)
 
 
 def _add_output(parser: Parser) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bitnet_torch.bench.cases import MakeCase
     from bitnet_torch.bench.environment import Environment
     from bitnet_torch.bench.row import Row
+    from bitnet_torch.models import ModelConfig
 
 # Flag of make-checkpoint -> the setting of ModelConfig that it changes.
 SIZES = {
@@ -97,6 +98,42 @@ def run_memory(args: argparse.Namespace) -> int:
     return _finish(args, rows)
 
 
+def run_peers(args: argparse.Namespace) -> int:
+    """Time a model of seeded weights beside the same in other libraries."""
+    import tempfile
+
+    from bitnet_torch.bench import session
+    from bitnet_torch.bench.peer_suite import PARTS, PEERS, PeerPlan, peer_rows
+    from bitnet_torch.bench.table import render_header, render_table
+    from bitnet_torch.bench.timing import QUICK
+
+    _prepare(args)
+    effort = QUICK if args.seconds is None else replace(QUICK, seconds=args.seconds)
+    with contextlib.ExitStack() as stack:
+        folder = args.work or stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(_threads(args))
+        plan = PeerPlan(
+            _sized(args),
+            Path(folder),
+            args.seed,
+            args.head,
+            args.gguf_head,
+            args.prompt,
+            args.before,
+            tuple(args.only or PARTS),
+            tuple(args.peer or PEERS),
+        )
+        result = peer_rows(session.begin(effort), plan, _progress)
+    rows = list(result.rows)
+    text = render_header(rows[0]) + render_table(rows)
+    text += "".join(f"not measured: {name}: {why}\n" for name, why in result.missing.items())
+    if not args.json:
+        write(text)
+    name = f"peers-{rows[0].subject.layers}-layers"
+    files = [] if args.no_save else [session.keep_text(text, rows[0], Path(args.out), name)]
+    return _finish(args, rows, name, files, missing=result.missing)
+
+
 def _measure(
     args: argparse.Namespace,
     makers: Iterable[MakeCase],
@@ -146,12 +183,21 @@ def _threads(args: argparse.Namespace) -> contextlib.AbstractContextManager[None
     return threads(count)
 
 
-def _finish(args: argparse.Namespace, rows: list[Row]) -> int:
+def _finish(
+    args: argparse.Namespace,
+    rows: list[Row],
+    name: str = "",
+    others: Sequence[Path] = (),
+    **more: object,
+) -> int:
     from bitnet_torch.bench import session
 
-    kept: tuple[Path, ...] = () if args.no_save else session.keep(rows, Path(args.out))
+    kept: list[Path] = [*others]
+    if not args.no_save:
+        kept += session.keep(rows, Path(args.out), name)
     if args.json:
-        write_json({"rows": [asdict(row) for row in rows], "files": [str(f) for f in kept]})
+        shown = {"rows": [asdict(row) for row in rows], "files": [str(f) for f in kept]}
+        write_json({**shown, **more})
     else:
         write("".join(f"wrote {file}\n" for file in kept))
     return 0
@@ -172,13 +218,10 @@ def run_compare(args: argparse.Namespace) -> int:
 
 def run_make_checkpoint(args: argparse.Namespace) -> int:
     """Write a random checkpoint."""
-    from bitnet_torch.bench.random_checkpoint import PRESETS, make_checkpoint
+    from bitnet_torch.bench.random_checkpoint import make_checkpoint
     from bitnet_torch.io.layout import WEIGHTS_FILE
 
-    given = {field: getattr(args, flag.replace("-", "_")) for flag, field in SIZES.items()}
-    sizes: dict[str, Any] = {field: n for field, n in given.items() if n is not None}
-    # The head's width is derived anew from whatever sizes were given.
-    config = replace(PRESETS[args.preset], **sizes, head_dim=0)
+    config = _sized(args)
     folder = make_checkpoint(args.out, config, args.seed)
     size = (folder / WEIGHTS_FILE).stat().st_size
     if args.json:
@@ -186,3 +229,12 @@ def run_make_checkpoint(args: argparse.Namespace) -> int:
     else:
         write(f"{folder}: {config.num_hidden_layers} layers, {size:,} bytes\n")
     return 0
+
+
+def _sized(args: argparse.Namespace) -> ModelConfig:
+    from bitnet_torch.bench.random_checkpoint import PRESETS
+
+    given = {field: getattr(args, flag.replace("-", "_")) for flag, field in SIZES.items()}
+    sizes: dict[str, Any] = {field: n for field, n in given.items() if n is not None}
+    # The head's width is derived anew from whatever sizes were given.
+    return replace(PRESETS[args.preset], **sizes, head_dim=0)

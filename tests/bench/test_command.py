@@ -150,7 +150,9 @@ def test_without_a_suite_the_help_is_shown_and_it_is_bad_usage(bitnet):
     assert "make-checkpoint" in err
 
 
-@pytest.mark.parametrize("name", ["ops", "model", "train", "memory", "compare", "make-checkpoint"])
+@pytest.mark.parametrize(
+    "name", ["ops", "model", "peers", "train", "memory", "compare", "make-checkpoint"]
+)
 def test_every_part_has_a_help_that_ends_with_an_example(bitnet, name):
     status, out, _ = bitnet("bench", name, "--help")
     assert status == 0
