@@ -1,9 +1,10 @@
 """The kernel of all ops that end in int8 rows: it gates and normalises on the way, or does not.
 
 Contracts: bitnet_torch/ops/quantize_activation.py, rms_norm_quantize.py and
-glu_norm_quantize.py. A program owns BLOCK_M rows and reads them anew for each of its passes
-(the norm's peak and sum, the peak, the codes), computing again what stands before a pass; so
-no intermediate row goes to memory, and a row may have any length.
+glu_norm_quantize.py. A program owns BLOCK_M rows, walked over as in rms_norm.py: read once and held
+where they fit the registers, else read anew for each pass (the norm's peak and sum, the peak, the
+codes), computing again what stands before a pass. So no intermediate row goes to memory, and a row
+may have any length.
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ import triton.language as tl
 from torch import Tensor
 
 from bitnet_torch_triton._launch import launch
-from bitnet_torch_triton.glu import load_row
 from bitnet_torch_triton.number import TWO_TO_126, magnitude, nearest
-from bitnet_torch_triton.rms_norm import inverse_rms, normalised, row_config
+from bitnet_torch_triton.rms_norm import (
+    elements,
+    inverse_rms,
+    normalised,
+    places,
+    row_config,
+    row_constants,
+    rows_of,
+)
 
 
 @triton.jit
@@ -30,37 +38,43 @@ def _quantize_rows_kernel(
     K,
     eps,
     ACTIVATION: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    row, present = (m * K)[:, None], (m < M)[:, None]
-    r = 1.0
+    rows, m = rows_of(x_ptr, u_ptr, M, K, BLOCK_M)
+    held = elements(rows, 0, ACTIVATION, BLOCK_K) if WHOLE else None
+    r = None
     if weight_ptr is not None:
-        r = inverse_rms(x_ptr, u_ptr, row, present, K, eps, ACTIVATION, BLOCK_M, BLOCK_K)
+        r = inverse_rms(rows, held, eps, ACTIVATION, BLOCK_M, BLOCK_K)
+        if WHOLE:
+            held = _normed(held, rows, 0, r, weight_ptr, BLOCK_K)
+    end = BLOCK_K if WHOLE else K
     peaks = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.int32)
-    for k in range(0, K, BLOCK_K):
-        column = k + tl.arange(0, BLOCK_K)[None, :]
-        inside = present & (column < K)
-        x = _load(x_ptr, u_ptr, weight_ptr, r, row, column, inside, ACTIVATION)
+    for k in range(0, end, BLOCK_K):
+        x = held if WHOLE else _piece(rows, k, r, weight_ptr, ACTIVATION, BLOCK_K)
         peaks = tl.maximum(peaks, magnitude(x))
     bad, inv, scale = row_scales(tl.max(peaks, axis=1))
     tl.store(scale_ptr + m, scale, mask=m < M)
-    for k in range(0, K, BLOCK_K):
-        column = k + tl.arange(0, BLOCK_K)[None, :]
-        inside = present & (column < K)
-        x = _load(x_ptr, u_ptr, weight_ptr, r, row, column, inside, ACTIVATION)
+    for k in range(0, end, BLOCK_K):
+        column, inside = places(rows, k, BLOCK_K)
+        x = held if WHOLE else _piece(rows, k, r, weight_ptr, ACTIVATION, BLOCK_K)
         # |x * inv| exceeds 127 by two roundings at most, so its integer needs no clamp.
         q = nearest(tl.where(bad[:, None], 0.0, x) * inv[:, None])
-        tl.store(q_ptr + row + column, q.to(tl.int8), mask=inside)
+        tl.store(q_ptr + rows[2] + column, q.to(tl.int8), mask=inside)
 
 
 @triton.jit
-def _load(x_ptr, u_ptr, weight_ptr, r, row, column, inside, ACTIVATION: tl.constexpr):
-    x = load_row(x_ptr, u_ptr, row + column, inside, ACTIVATION)
-    if weight_ptr is not None:
-        x = normalised(x, r, weight_ptr, column, inside, x_ptr.dtype.element_ty)
-    return x
+def _piece(rows, k, r, weight_ptr, ACTIVATION: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Return what is quantised of columns ``k`` and on."""
+    x = elements(rows, k, ACTIVATION, BLOCK_K)
+    return x if weight_ptr is None else _normed(x, rows, k, r, weight_ptr, BLOCK_K)
+
+
+@triton.jit
+def _normed(x, rows, k, r, weight_ptr, BLOCK_K: tl.constexpr):
+    column, inside = places(rows, k, BLOCK_K)
+    return normalised(x, r, weight_ptr, column, inside, rows[0].dtype.element_ty)
 
 
 @triton.jit
@@ -98,7 +112,6 @@ def quantize_rows(
         k,
         eps,
         ACTIVATION=activation,
-        BLOCK_M=config.block_m,
-        BLOCK_K=config.block_k,
+        **row_constants(config, k),
     )
     return x_q, x_scale

@@ -131,18 +131,30 @@ def _rows() -> Iterator[Variant]:
     for gate in ("relu2", "silu"):
         constants = {"ACTIVATION": gate} | _flat(glu.CONFIG)
         yield Variant("_glu_kernel", types("*{f} *{f} *{f} i32"), constants, glu.CONFIG)
-    for config in (rms_norm.SINGLE, *(config for _, config in rms_norm.CONFIGS)):
-        block = blocks(config, "M", "K")
-        yield Variant("_rms_norm_kernel", types("*{f} *{f} *{f} i32 i32 fp32"), block, config)
-        for u, weight, activation in (
-            ("None", "None", None),
-            ("None", "*{f}", None),
-            ("*{f}", "*{f}", "relu2"),
-            ("*{f}", "None", "silu"),
-        ):
-            signature = types(f"*{{f}} {u} {weight} *i8 *fp32 i32 i32 fp32")
-            constants = {"ACTIVATION": activation} | block
-            yield Variant("_quantize_rows_kernel", signature, constants, config)
+    # (tokens, elements): of a model's width, of its heads, and longer than registers hold.
+    for m, k in ((1, 2560), (512, 128), (1, 16384)):
+        config = rms_norm.row_config(m, k)
+        constants = rms_norm.row_constants(config, k)
+        signature = types("*{f} *{f} *{f} i32 i32 fp32")
+        yield Variant("_rms_norm_kernel", signature, constants, config, round_sizes=True)
+    for m, k, round_sizes, u, weight, activation in (
+        (1, 2560, True, "None", "None", None),
+        (1, 2560, True, "None", "*{f}", None),
+        (1, 6912, True, "*{f}", "*{f}", "relu2"),
+        (1, 6912, True, "*{f}", "None", "silu"),
+        (512, 128, True, "None", "None", None),
+        (512, 128, False, "None", "*{f}", None),
+        (1, 16384, True, "*{f}", "*{f}", "relu2"),
+        (1, 8192, False, "*{f}", "*{f}", "silu"),
+    ):
+        config = rms_norm.row_config(m, k)
+        yield Variant(
+            "_quantize_rows_kernel",
+            types(f"*{{f}} {u} {weight} *i8 *fp32 i32 i32 fp32"),
+            {"ACTIVATION": activation} | rms_norm.row_constants(config, k),
+            config,
+            round_sizes=round_sizes,
+        )
     signature = types("*{f} *fp32 *fp32 *{f} i32 i32 i32 i32")
     yield Variant("_rope_kernel", signature, blocks(rope.CONFIG, "M", "K"), rope.CONFIG)
 
