@@ -81,9 +81,7 @@ def test_kernel_has_the_references_bits_on_every_shape(name):
 @pytest.mark.parametrize("name", EXACT)
 def test_kernel_has_the_references_bits_on_every_shape_in_every_dtype(name, dtype):
     # The quick test has had the others.
-    numbers = [
-        i for i in range(len(SHAPES)) if DTYPES[(i + EXACT.index(name)) % 3] is not dtype
-    ]
+    numbers = [i for i in range(len(SHAPES)) if DTYPES[(i + EXACT.index(name)) % 3] is not dtype]
     assert agree_on(name, [(i, dtype) for i in numbers]) == [SHAPES[i] for i in numbers]
 
 
@@ -187,3 +185,27 @@ def test_the_kernels_serve_cuda_tensors(name):
         arguments = arguments_of(name, torch.float16, (3,), 40, 9, "normal", 1)
         result = outputs_on_cpu(ops.all_ops()[name](*map(on_device, arguments)))
         assert all(same_bits(a, b) for a, b in zip(result, run(name, *arguments), strict=True))
+
+
+def test_the_largest_of_a_row_in_several_pieces_are_found_wherever_they_stand():
+    # Equals in two pieces, and a last piece of fewer keys than are wanted.
+    logits = torch.randn(2, 4099)
+    logits[0, [7, 4096, 4098]] = 9.0
+    logits[1, 4097] = float("nan")
+    for k in (1, 5):
+        assert agrees("top_k", logits, k)
+
+
+def test_rows_longer_than_registers_hold_have_the_references_bits():
+    x = torch.randn(2, 8200).to(torch.bfloat16)
+    x[0, 8199] = 40.0
+    gain = torch.randn(8200)
+    assert agrees("rms_norm", x, gain, 1e-5)
+    assert agrees("glu_norm_quantize", x, x.flip(0), gain, 1e-5, "relu2")
+    assert agrees("quantize_weight", x, "row")
+
+
+def test_a_matrix_of_more_than_a_step_for_each_program_has_the_references_scale():
+    w = torch.randn(1025, 1040)
+    w[1024, 1039] = 17.0
+    assert agrees("quantize_pack_weight", w, "matrix")

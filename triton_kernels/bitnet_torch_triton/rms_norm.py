@@ -120,7 +120,7 @@ def _rms_norm_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    rows, m = rows_of(x_ptr, None, M, K, BLOCK_M)
+    rows, _ = rows_of(x_ptr, None, M, K, BLOCK_M)
     held = elements(rows, 0, None, BLOCK_K) if WHOLE else None
     r = inverse_rms(rows, held, eps, None, BLOCK_M, BLOCK_K)
     for k in range(0, BLOCK_K if WHOLE else K, BLOCK_K):

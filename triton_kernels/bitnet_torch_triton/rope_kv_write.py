@@ -19,14 +19,19 @@ from bitnet_torch_triton._launch import KernelConfig, launch
 from bitnet_torch_triton.number import magnitude, nearest, rounded, widened
 from bitnet_torch_triton.quantize_rows import row_scales
 
-# Elements of a program; a head that is wider has a program for each token.
-TILE = 512
+# Elements of a program, and of a lane: a load of 16 bytes where they are 16 bits wide.
+TILE, EACH = 1024, 8
 
 
-def config_for(half: int) -> KernelConfig:
-    """Return the launch configuration for heads of ``2 * half`` elements."""
+def config_for(tokens: int, half: int) -> KernelConfig:
+    """Return the launch configuration for so many tokens and heads of ``2 * half`` elements.
+
+    A single token has a warp for each head, which then needs no barrier.
+    """
     block_k = triton.next_power_of_2(max(half, 1))
-    return KernelConfig(block_m=max(1, min(16, TILE // block_k)), block_k=block_k)
+    block_m = max(1, min(16, triton.next_power_of_2(tokens), TILE // block_k))
+    warps = max(1, min(4, block_m * block_k // (32 * EACH)))
+    return KernelConfig(block_m=block_m, block_k=block_k, num_warps=warps)
 
 
 @triton.jit
@@ -129,7 +134,7 @@ def _launch(
     batch, heads, tokens, d = q.shape
     kv_heads = k.shape[1]
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    config = config_for(d // 2)
+    config = config_for(tokens, d // 2)
     launch(
         _rope_kv_write_kernel,
         batch * (heads + 2 * kv_heads) * triton.cdiv(tokens, config.block_m),

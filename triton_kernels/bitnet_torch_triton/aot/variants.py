@@ -16,7 +16,6 @@ from bitnet_torch_triton import (
     int8_linear,
     pack_codes,
     quantize_head,
-    quantize_pack_weight,
     quantize_weight,
     rms_norm,
     rope,
@@ -130,7 +129,8 @@ def _finish() -> Variant:
 def _rows() -> Iterator[Variant]:
     for gate in ("relu2", "silu"):
         constants = {"ACTIVATION": gate} | _flat(glu.CONFIG)
-        yield Variant("_glu_kernel", types("*{f} *{f} *{f} i32"), constants, glu.CONFIG)
+        signature = types("*{f} *{f} *{f} i32")
+        yield Variant("_glu_kernel", signature, constants, glu.CONFIG, round_sizes=True)
     # (tokens, elements): of a model's width, of its heads, and longer than registers hold.
     for m, k in ((1, 2560), (512, 128), (1, 16384)):
         config = rms_norm.row_config(m, k)
@@ -156,17 +156,20 @@ def _rows() -> Iterator[Variant]:
             round_sizes=round_sizes,
         )
     signature = types("*{f} *fp32 *fp32 *{f} i32 i32 i32 i32")
-    yield Variant("_rope_kernel", signature, blocks(rope.CONFIG, "M", "K"), rope.CONFIG)
+    block = blocks(rope.CONFIG, "M", "K")
+    yield Variant("_rope_kernel", signature, block, rope.CONFIG, round_sizes=True)
 
 
 def _cache() -> Iterator[Variant]:
     for d in (64, 128, 256):
-        write = rope_kv_write.config_for(d // 2)
         for cache, scale, first in (("*{f}", "None", "None"), ("*i8", "*fp32", "*i64")):
             held = f"{cache} {cache} {scale} {scale} *i64"
             signature = f"*{{f}} *{{f}} *{{f}} *fp32 *fp32 {held} *{{f}} i32 i32 i32 i32 i32 i32"
-            block = blocks(write, "M", "K")
-            yield Variant("_rope_kv_write_kernel", types(signature), block, write)
+            for tokens in (1, 512):
+                write = rope_kv_write.config_for(tokens, d // 2)
+                block = blocks(write, "M", "K")
+                kernel = "_rope_kv_write_kernel"
+                yield Variant(kernel, types(signature), block, write, round_sizes=True)
             for archs, rows, parts in (
                 ("sm_80", 16, "None None"),
                 ("gfx942", 16, "None None"),
@@ -187,19 +190,24 @@ def _cache() -> Iterator[Variant]:
 
 
 def _weights() -> Iterator[Variant]:
-    w, p, q = quantize_weight.CONFIG, pack_codes.CONFIG, quantize_pack_weight.CONFIG
-    for kernel, signature, config in (
-        ("_weight_peak_kernel", "*{f} *i32 i64", w),
-        ("_weight_sum_kernel", "*{f} *i32 *i64 i64", w),
-        ("_weight_scale_kernel", "*i32 *i64 *fp32 i32 i64", w),
-        ("_ternarise_kernel", "*{f} *fp32 *i8 i64", w),
+    sweep, tile, p = quantize_weight.SWEEP, quantize_weight.CONFIG, pack_codes.CONFIG
+    for kernel, kinds, config in (
+        ("_weight_peak_kernel", "*{f} *i32 i64 i64", sweep),
+        ("_weight_sum_kernel", "*{f} *i32 *i64 i64 i64 i32", sweep),
         ("_pack_codes_kernel", "*i8 *u8 *i32 i64 i32", p),
         ("_unpack_codes_kernel", "*u8 *i8 *i32 i64 i32", p),
     ):
-        yield Variant(kernel, types(signature), _flat(config), config)
-    for per_row in (False, True):
-        constants = {"PER_ROW": per_row} | _flat(q)
-        yield Variant("_ternarise_pack_kernel", types("*{f} *fp32 *u8 i64 i32 i32"), constants, q)
+        yield Variant(kernel, types(kinds), _flat(config), config, round_sizes=True)
+    for k in (2560, 16384):
+        config = rms_norm.row_config(2560, k)
+        constants = rms_norm.row_constants(config, k)
+        signature = types("*{f} *fp32 i32 i32")
+        yield Variant("_row_scale_kernel", signature, constants, config, round_sizes=True)
+    for kernel, codes in (("_ternarise_kernel", "*i8"), ("_ternarise_pack_kernel", "*u8")):
+        for found, round_sizes in (("None None", True), ("*i32 *i64", True), ("*i32 *i64", False)):
+            signature = types(f"*{{f}} *fp32 {found} {codes} i32 i32 i32")
+            block = blocks(tile, "R", "K")
+            yield Variant(kernel, signature, block, tile, round_sizes=round_sizes)
 
 
 def _heads() -> Iterator[Variant]:
@@ -214,8 +222,10 @@ def _heads() -> Iterator[Variant]:
     for bias in ("None", "*fp32"):
         signature = types(f"*{{f}} *{{f}} {bias} *{{f}} i32 i32 i32")
         yield Variant("_float_linear_kernel", signature, block, f, float_sums=True)
-    for allowed in ("None", "*i1"):
-        yield Variant("_top_k_kernel", types(f"*fp32 {allowed} *fp32 *i64 i32 i32"), _flat(t), t)
+    for allowed, round_sizes in (("None", True), ("*i1", False)):
+        signature = types(f"*fp32 {allowed} *i64 i32 i32")
+        yield Variant("_top_keys_kernel", signature, _flat(t), t, round_sizes=round_sizes)
+    yield Variant("_top_k_kernel", types("*fp32 *i64 *fp32 *i64 i32 i32 i32"), _flat(t), t)
 
 
 def _gradients() -> Iterator[Variant]:
