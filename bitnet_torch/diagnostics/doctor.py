@@ -71,6 +71,7 @@ def examine() -> DoctorReport:
     problems: list[str] = []
     try:
         # This loads every backend, and one that is broken raises here.
+        from bitnet_torch.diagnostics.graphs import DIFFERS
         from bitnet_torch.diagnostics.kernels import examine_kernels
 
         kernels = examine_kernels(present)
@@ -82,6 +83,7 @@ def examine() -> DoctorReport:
             for device, same in kernels.checks.items()
             if not same
         ]
+        problems += [f"{device}: {why}" for device, why in kernels.graphs.items() if why == DIFFERS]
     model = _bundled_model()
     return DoctorReport(
         versions=machine.versions(),

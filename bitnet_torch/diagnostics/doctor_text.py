@@ -102,10 +102,14 @@ def _ops(kernels: Kernels) -> list[str]:
 
 def _tried(kernels: Kernels) -> list[str]:
     verdict = {True: "has the bits of the reference", False: "DIFFERS from the reference"}
-    return [
+    layers = [
         _row("Tried", f"a small layer on {device} {verdict[same]}")
         for device, same in kernels.checks.items()
     ]
+    for device, reason in kernels.graphs.items():
+        how = f"run launch by launch: {reason}" if reason else "are replayed from a recorded graph"
+        layers.append(_row("", f"decode steps on {device} {how}"))
+    return layers
 
 
 def _row(label: str, text: str, hang: int = 0) -> str:

@@ -10,6 +10,7 @@ import torch
 from bitnet_torch import ops
 from bitnet_torch.cpu import isa
 from bitnet_torch.cpu._library import build_record
+from bitnet_torch.diagnostics.graphs import reason_against_graphs
 from bitnet_torch.ops._registry import BACKEND_DEVICE
 
 
@@ -54,6 +55,8 @@ class Kernels:
         isas: Instruction sets they could use here, slowest first.
         build: How the CPU kernels were built, as the installation wrote it down.
         checks: Device type to whether a small layer had the reference's bits there.
+        graphs: Type of each accelerator to why decode steps are not replayed from a graph there;
+            empty if they are.
     """
 
     backends: tuple[BackendFact, ...]
@@ -62,6 +65,7 @@ class Kernels:
     isas: tuple[str, ...] | None
     build: dict[str, Any]
     checks: dict[str, bool]
+    graphs: dict[str, str]
 
 
 def examine_kernels(present: tuple[str, ...]) -> Kernels:
@@ -76,6 +80,7 @@ def examine_kernels(present: tuple[str, ...]) -> Kernels:
         isas=tuple(isa.available()) if has_cpu_kernels else None,
         build=build_record(),
         checks={device: _has_reference_bits(device) for device in present},
+        graphs={d: reason_against_graphs(d) for d in present if d != "cpu"},
     )
 
 

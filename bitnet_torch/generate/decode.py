@@ -18,6 +18,7 @@ from bitnet_torch.generate.options import Options
 from bitnet_torch.generate.result import TokenLogprob
 from bitnet_torch.generate.sampling import Sampler
 from bitnet_torch.generate.speculative import Speculation
+from bitnet_torch.generate.step_graph import GraphedModel
 from bitnet_torch.models import KVCache
 
 # Long enough for full speed, short enough that a chunk's activations stay small.
@@ -90,6 +91,11 @@ class Decoding:
         most = options.speculative
         self.speculation = Speculation(rows, most) if most is not None else None
         sampler.read(rows)
+
+    @property
+    def replays(self) -> int:
+        """Passes that were replayed from a recorded graph."""
+        return self._model.replays if isinstance(self._model, GraphedModel) else 0
 
     def end(self, row: int) -> None:
         """Do not go on with sequence ``row``: it repeats its last token."""

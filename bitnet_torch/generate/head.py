@@ -166,6 +166,11 @@ class HeadedModel:
     def __init__(self, model: CausalLM, head: Int8Head, choices: int | None) -> None:
         self._model, self._head, self._choices = model, head, choices
 
+    @property
+    def waits(self) -> bool:
+        """Whether reading the head waits for the device."""
+        return self._head.kind != "int8" and self._choices is not None
+
     def new_cache(self, batch: int, length: int, dtype: str | None = None) -> KVCache:
         """Return an empty cache of the model."""
         return self._model.new_cache(batch, length, dtype)

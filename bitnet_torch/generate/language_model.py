@@ -33,6 +33,7 @@ from bitnet_torch.generate.plan import Plan
 from bitnet_torch.generate.prompts import Given, new_tokens, one_of, read_prompt
 from bitnet_torch.generate.result import GenerationResult
 from bitnet_torch.generate.sampling import Sampling
+from bitnet_torch.generate.step_graph import with_graphs
 from bitnet_torch.generate.stream import IdStream, TextStream
 from bitnet_torch.io.tokenizer import IdsOnly, Tokenizer
 from bitnet_torch.models import CausalLM
@@ -314,8 +315,8 @@ class LanguageModel:
     def _reader(self, choices: int | None, batch: int) -> NextLogits:
         """Return the model with the head that serves these choices."""
         if self._head is None or not self._head.serves(choices, batch):
-            return self.model
-        return HeadedModel(self.model, self._head, choices)
+            return with_graphs(self.model, self.model)
+        return with_graphs(HeadedModel(self.model, self._head, choices), self.model)
 
 
 def _split(

@@ -37,6 +37,7 @@ class GenerationResult:
         proposed: Tokens that were guessed.
         accepted: Those of them that the model chose, too.
         recoveries: What was done where memory ran out in this call, in order.
+        replays: Those of ``passes`` that were replayed from a graph recorded on the device.
     """
 
     text: str | None
@@ -48,6 +49,7 @@ class GenerationResult:
     proposed: int
     accepted: int
     recoveries: tuple[str, ...] = ()
+    replays: int = 0
 
     @property
     def tokens_per_pass(self) -> float | None:

@@ -71,6 +71,7 @@ class Sequence:
             guesses.proposed if guesses else 0,
             guesses.accepted if guesses else 0,
             recoveries,
+            decoding.replays,
         )
 
     def _text_of(self, token: int) -> str:

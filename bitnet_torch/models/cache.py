@@ -164,7 +164,14 @@ class KVCache:
         if mask is not None:
             self.first.copy_(first)
         self._runs = runs
-        self._set_filled(self.filled + tokens)
+        self._filled += tokens
+        # Added and not set: a recorded step shall count on, each time it is replayed.
+        self.start.add_(tokens)
+
+    def count_replayed(self, tokens: int) -> None:
+        """Count ``tokens`` that a replayed step has written and counted on the device."""
+        self._runs = self._continued(None, tokens)
+        self._filled += tokens
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from index ``length`` on, for a draft that was not accepted.

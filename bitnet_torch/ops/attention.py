@@ -69,6 +69,7 @@ that share keys.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,7 +90,9 @@ LOWEST = -86.0
 
 def score_factor(d: int) -> float:
     """Return 1 / sqrt(D), rounded to float32."""
-    return float(torch.tensor(1.0 / math.sqrt(d), dtype=torch.float32, device="cpu"))
+    # Without a tensor: a step that is recorded on a device must not make any of the host's numbers.
+    (rounded,) = struct.unpack("f", struct.pack("f", 1.0 / math.sqrt(d)))
+    return float(rounded)
 
 
 def negative_first(first: Tensor) -> ShapeError:

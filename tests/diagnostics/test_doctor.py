@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from bitnet_torch import ops
-from bitnet_torch.diagnostics import doctor, kernels, machine
+from bitnet_torch.diagnostics import doctor, graphs, kernels, machine
 from bitnet_torch.diagnostics.doctor import examine
 from bitnet_torch.diagnostics.doctor_text import render
 from bitnet_torch.ops._registry import forced_backend
 from bitnet_torch.ops.backends import Backend
+from tests.recorder import FakeRecorder, recording_on
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +145,39 @@ def test_the_report_is_plain_json_and_fits_a_terminal(report):
     long = [line for line in render(report).splitlines() if len(line) > 100]
     # A path or a file name is not broken in two.
     assert all(os.sep in line for line in long)
+
+
+def eager(step):
+    return step(), lambda: None
+
+
+def refused(step):
+    raise RuntimeError("not permitted")
+
+
+def test_decode_steps_are_really_replayed_on_a_device_that_records(report):
+    assert report.kernels.graphs == {}
+    assert graphs.reason_against_graphs("mps") == "mps records no graphs"
+    for record, reason in (
+        (FakeRecorder(), ""),
+        (eager, graphs.DIFFERS),
+        (refused, "not permitted"),
+    ):
+        with recording_on("cpu", "cpu", record):
+            assert graphs.reason_against_graphs("cpu").endswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("reason", "usable", "shown"),
+    [
+        ("", True, "decode steps on cuda are replayed from a recorded graph"),
+        ("not permitted", True, "decode steps on cuda run launch by launch: not permitted"),
+        (graphs.DIFFERS, False, f"cuda: {graphs.DIFFERS}"),
+    ],
+)
+def test_the_report_says_whether_decode_steps_are_replayed(monkeypatch, reason, usable, shown):
+    found = dataclasses.replace(kernels.examine_kernels(("cpu",)), graphs={"cuda": reason})
+    monkeypatch.setattr(kernels, "examine_kernels", lambda present: found)
+    report = examine()
+    assert report.usable is usable
+    assert shown in render(report)

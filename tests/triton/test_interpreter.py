@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists f
         "test_attention_split.py",
         "test_ternary_gemm.py",
         "test_decode_step.py",
+        "test_step_graph.py",
     ],
 )
 def test_kernel_tests_pass_in_the_interpreter(file, tmp_path):
@@ -39,8 +40,9 @@ def test_kernel_tests_pass_in_the_interpreter(file, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_slow_kernel_tests_pass_in_the_interpreter(tmp_path):
-    run_interpreted("test_kernels.py", tmp_path, "slow", 1180)
+@pytest.mark.parametrize("file", ["test_kernels.py", "test_step_graph.py"])
+def test_slow_kernel_tests_pass_in_the_interpreter(file, tmp_path):
+    run_interpreted(file, tmp_path, "slow", 1180)
 
 
 def run_interpreted(file, tmp_path, marks, seconds):
