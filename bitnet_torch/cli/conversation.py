@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitnet_torch.cli.model import settings_of
+from bitnet_torch.cli.model import compiling_note, settings_of
 from bitnet_torch.cli.output import write
 from bitnet_torch.cli.progress import prefill_bar
 from bitnet_torch.errors import GenerationError
@@ -76,10 +77,12 @@ class Conversation:
                     **settings_of(self._args, progress),
                     "prefix_cache": self._prefix,
                 }
-                for piece in self._lm.chat(messages, self._args.max_new_tokens, **settings):
+                stream = self._lm.chat(messages, self._args.max_new_tokens, **settings)
+                for piece in stream:
                     pieces.append(piece)
                     write(piece)
             write("\n")
+            sys.stderr.write(compiling_note(stream.results()[0]))
         except KeyboardInterrupt:
             write("\n(stopped)\n")
         self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]

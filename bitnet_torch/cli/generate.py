@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bitnet_torch.cli.model import Generated, generate_text, kernels_on, load_model
+from bitnet_torch.cli.model import Generated, compiling_note, generate_text, kernels_on, load_model
 from bitnet_torch.cli.output import discard, write, write_json
 from bitnet_torch.cli.parser import (
     Parser,
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(made: Generated, args: argparse.Namespace) -> None:
-    """Say on stderr what speculation was worth."""
+    """Say on stderr what was compiled first, and what speculation was worth."""
+    sys.stderr.write(compiling_note(made.result))
     rate = made.result.tokens_per_pass
     if args.speculative is not None and rate is not None:
         sys.stderr.write(

@@ -38,6 +38,9 @@ class Generated:
             "tokens_per_pass": made.tokens_per_pass,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
+            "replays": made.replays,
+            "kernels_compiled": made.kernels_compiled,
+            "compile_seconds": made.compile_seconds,
         }
         if made.logprobs is not None:
             figures["logprobs"] = [asdict(token) for token in made.logprobs]
@@ -57,6 +60,16 @@ class Generated:
     def tokens_per_second(self) -> float:
         """New tokens by wall time."""
         return len(self.new_ids) / self.seconds
+
+
+def compiling_note(result: GenerationResult) -> str:
+    """Return one line about kernels that were compiled first; empty if none was."""
+    if not result.kernels_compiled:
+        return ""
+    return (
+        f"bitnet: compiled {result.kernels_compiled} kernels in {result.compile_seconds:.1f} s, "
+        "which are kept for the next time\n"
+    )
 
 
 def load_model(folder: str | Path, args: argparse.Namespace) -> LanguageModel:

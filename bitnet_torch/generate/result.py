@@ -38,6 +38,8 @@ class GenerationResult:
         accepted: Those of them that the model chose, too.
         recoveries: What was done where memory ran out in this call, in order.
         replays: Those of ``passes`` that were replayed from a graph recorded on the device.
+        kernels_compiled: Kernels that had to be compiled first, for the batch as a whole.
+        compile_seconds: Time that this took.
     """
 
     text: str | None
@@ -50,6 +52,8 @@ class GenerationResult:
     accepted: int
     recoveries: tuple[str, ...] = ()
     replays: int = 0
+    kernels_compiled: int = 0
+    compile_seconds: float = 0.0
 
     @property
     def tokens_per_pass(self) -> float | None:

@@ -10,6 +10,7 @@ from bitnet_torch.generate.stop import StopFilter
 from bitnet_torch.io.tokenizer import StreamDecoder, Tokenizer
 from bitnet_torch.memory import RecoveryStep
 from bitnet_torch.memory.recovery import recording
+from bitnet_torch.ops.compilation import Compiled, noting
 
 
 class Sequence:
@@ -57,7 +58,11 @@ class Sequence:
         return piece
 
     def result(
-        self, decoding: Decoding, logprobs: bool, recoveries: tuple[str, ...]
+        self,
+        decoding: Decoding,
+        logprobs: bool,
+        recoveries: tuple[str, ...],
+        compiled: list[Compiled],
     ) -> GenerationResult:
         """Return what became of it."""
         guesses = decoding.speculation
@@ -72,6 +77,8 @@ class Sequence:
             guesses.accepted if guesses else 0,
             recoveries,
             decoding.replays,
+            len(compiled),
+            sum(kernel.seconds for kernel in compiled),
         )
 
     def _text_of(self, token: int) -> str:
@@ -121,13 +128,14 @@ class Generation:
         ]
         self._logprobs = False
         self._recoveries: list[RecoveryStep] = []
+        self._compiled: list[Compiled] = []
 
     def steps(self) -> Iterator[tuple[list[int], list[str]]]:
         """Yield the next ids of all sequences and the texts that are certain with them."""
         decoded = self._decoding.steps()
         while True:
             # Not round the yield: the caller's work is not this generation's.
-            with recording(self._recoveries):
+            with recording(self._recoveries), noting(self._compiled):
                 step = next(decoded, None)
             if step is None:
                 return
@@ -142,7 +150,9 @@ class Generation:
     def results(self) -> list[GenerationResult]:
         """Return one result for every sequence, as far as it has come."""
         steps = tuple(map(str, self._recoveries))
-        return [s.result(self._decoding, self._logprobs, steps) for s in self.sequences]
+        return [
+            s.result(self._decoding, self._logprobs, steps, self._compiled) for s in self.sequences
+        ]
 
     def _take(self, step: Step) -> list[str]:
         self._logprobs = step.logprobs is not None

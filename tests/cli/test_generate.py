@@ -9,6 +9,8 @@ import pytest
 
 import bitnet_torch as bt
 from bitnet_torch.cli.main import main
+from bitnet_torch.models import CausalLM
+from bitnet_torch.ops.compilation import note
 from tests.cli.conftest import CONTEXT
 
 
@@ -25,6 +27,20 @@ def test_without_a_limit_the_context_is_filled(bitnet, checkpoint):
     assert made["prompt_tokens"] + made["new_tokens"] == CONTEXT
     assert made["seconds"] > 0
     assert made["tokens_per_second"] == made["new_tokens"] / made["seconds"]
+
+
+def test_what_was_compiled_first_is_said_on_stderr_and_in_json(bitnet, checkpoint, monkeypatch):
+    forward = CausalLM.next_logits
+
+    def compiling(*arguments):
+        note("kernel", 0.75)
+        return forward(*arguments)
+
+    monkeypatch.setattr(CausalLM, "next_logits", compiling)
+    arguments = ["generate", checkpoint, "O,", "--max-new-tokens", 2]
+    assert bitnet(*arguments).err.startswith("bitnet: compiled 2 kernels in 1.5 s")
+    made = json.loads(bitnet(*arguments, "--json").out)
+    assert (made["kernels_compiled"], made["compile_seconds"]) == (2, 1.5)
 
 
 def test_json_is_one_object_with_the_streamed_text(bitnet, checkpoint):

@@ -40,6 +40,7 @@ def load() -> None:
     from bitnet_torch_triton import (  # noqa: F401
         attention,
         bit_linear,
+        compile_time,
         float_linear,
         glu,
         glu_norm_quantize,
