@@ -29,9 +29,15 @@ def last_level_cache() -> int:
     return max(sizes, default=_ASSUMED_CACHE)
 
 
-def copies_for(nbytes: int, temperature: str) -> int:
-    """Return how many copies of ``nbytes`` keep each one ``temperature``; 1 means warm."""
-    cache = last_level_cache()
+def copies_for(nbytes: int, temperature: str, cache: int | None = None) -> int:
+    """Return how many copies of ``nbytes`` keep each one ``temperature``; 1 means warm.
+
+    Args:
+        nbytes: Size of one.
+        temperature: ``"cold"`` or ``"warm"``.
+        cache: Size of the last-level cache; None for that of this machine's processor.
+    """
+    cache = cache or last_level_cache()
     if temperature == WARM or nbytes < cache // _ALWAYS_WARM:
         return 1
     # Twice the cache, because eviction is not in strict order.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bitnet_torch.cli import bench_run
+from bitnet_torch.cli import bench_run, bench_tune
 from bitnet_torch.cli.parser import Parser, add_command, add_json
 
 _EXAMPLE = "bitnet bench ops --quick"
@@ -26,6 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     _add_peers(suites)
     _add_train(suites)
     _add_memory(suites)
+    bench_tune.add_parser(suites, _layer)
     _add_compare(suites)
     _add_make_checkpoint(suites)
 

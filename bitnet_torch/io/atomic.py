@@ -23,11 +23,12 @@ _RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_file(path: str | os.PathLike[str], private: bool = False) -> Iterator[Path]:
     """Yield a path to write to; when the block ends, the file stands at ``path``.
 
     Args:
         path: Where the file shall be. A file that is there is replaced; the folder must exist.
+        private: Nobody but the user may read it, at no moment.
 
     Raises:
         OSError: The folder cannot be written, or the disk is full. ``path`` is as it was.
@@ -38,7 +39,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     aside = Path(name)
     try:
         yield aside
-        set_default_mode(aside)
+        if not private:
+            set_default_mode(aside)
         _flush(aside)
         aside.replace(target)
     except BaseException:

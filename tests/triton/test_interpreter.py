@@ -32,6 +32,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists f
         "test_ternary_gemm.py",
         "test_decode_step.py",
         "test_step_graph.py",
+        "test_tune.py",
     ],
 )
 def test_kernel_tests_pass_in_the_interpreter(file, tmp_path):
@@ -40,7 +41,7 @@ def test_kernel_tests_pass_in_the_interpreter(file, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("file", ["test_kernels.py", "test_step_graph.py"])
+@pytest.mark.parametrize("file", ["test_kernels.py", "test_step_graph.py", "test_tune.py"])
 def test_slow_kernel_tests_pass_in_the_interpreter(file, tmp_path):
     run_interpreted(file, tmp_path, "slow", 1180)
 

@@ -47,8 +47,10 @@ class KernelConfig:
 
 def launch(
     kernel: Any, programs: int, config: KernelConfig, *arguments: Any, **constants: Any
-) -> None:
+) -> Any:
     """Run ``programs`` programs of ``kernel`` on the device of the first argument.
+
+    Returns the compiled kernel; None in the interpreter, or where nothing was to run.
 
     Args:
         kernel: A ``@triton.jit`` function.
@@ -58,8 +60,8 @@ def launch(
         constants: Its compile-time arguments by name.
     """
     if not programs:
-        return
+        return None
     first: Tensor = arguments[0]
     # Triton starts a kernel on the current device, whatever the tensors'.
     with torch.cuda.device_of(first):
-        kernel[(programs,)](*arguments, **constants, **config.options())
+        return kernel[(programs,)](*arguments, **constants, **config.options())

@@ -2,7 +2,7 @@
 
 The table is data (:mod:`bitnet_torch_triton.rules`), so the same call does the same thing on
 every run, and nothing is tried out during a user's first token. What was tuned on a machine
-stands before what was shipped (:func:`prefer`).
+(:mod:`bitnet_torch_triton.tune`) stands before what was shipped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OLDEST_CUDA = 80
 # Programs that own a few dozen rows each fill no GPU with so few of them.
 FEW_ROWS = 8192
 
-_tuned: tuple[Rule, ...] = ()
+_preferred: tuple[Rule, ...] = ()
 
 
 def check_arch(arch: str) -> str:
@@ -76,29 +76,58 @@ def shape_class(n: int, k: int) -> str:
     return "few rows" if n <= FEW_ROWS else "many rows"
 
 
-def rule_for(op: str, arch: str, m: int, n: int = 0, k: int = 0) -> Rule:
+def rule_for(
+    op: str, arch: str, m: int, n: int = 0, k: int = 0, device: torch.device | None = None
+) -> Rule:
     """Return the first row that fits, of the tuned ones and then of the shipped.
+
+    Args:
+        op: Whose launch it is.
+        arch: Of the device.
+        m: Tokens.
+        n: Outputs of all matrices of the launch.
+        k: Inputs.
+        device: Whose tuned rows count; None for the shipped table alone.
 
     Raises:
         ConfigurationError: There is none.
     """
-    return _find(op, arch, m, n, k)
+    return _find(op, arch, m, n, k, device)
 
 
 def prefer(rules: tuple[Rule, ...]) -> None:
-    """Make ``rules`` the ones that stand before the shipped table, instead of any before."""
-    global _tuned
-    _tuned = tuple(rules)
+    """Make ``rules`` the ones that stand before all others, instead of any before."""
+    global _preferred
+    _preferred = tuple(rules)
+    forget_tuned()
+
+
+def forget_tuned() -> None:
+    """Read the tuned rows of a device anew when they are next asked for."""
+    tuned_rows.cache_clear()
     _find.cache_clear()
 
 
+@functools.lru_cache(maxsize=64)
+def tuned_rows(device: torch.device) -> tuple[Rule, ...]:
+    """Return the rows that were tuned for a device on this machine; reads their file once."""
+    if interpreted():
+        return ()
+    # Here and not at the top: what may be stored is decided by who knows the rows.
+    from bitnet_torch_triton.tune.store import environment_of, usable_rules
+
+    return usable_rules(environment_of(device))
+
+
 @functools.lru_cache(maxsize=4096)
-def _find(op: str, arch: str, m: int, n: int, k: int) -> Rule:
+def _find(op: str, arch: str, m: int, n: int, k: int, device: torch.device | None) -> Rule:
     shapes = (None, shape_class(n, k), f"{n}x{k}")
-    for rule in (*_tuned, *RULES):
+    tuned = () if device is None else tuned_rows(device)
+    for rule in (*_preferred, *tuned, *RULES):
         if (
             rule.op == op
             and arch.startswith(rule.arch)
+            and rule.least_tokens <= m
             and (rule.most_tokens is None or m <= rule.most_tokens)
             and rule.shape in shapes
         ):

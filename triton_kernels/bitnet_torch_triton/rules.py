@@ -25,6 +25,7 @@ class Rule:
             and the empty one all there are.
         most_tokens: The largest number of tokens that it is for; None for any number.
         shape: A class of shapes, or ``"NxK"`` for one shape; None for all.
+        least_tokens: The smallest number of tokens that it is for.
     """
 
     op: str
@@ -33,6 +34,7 @@ class Rule:
     arch: str = ""
     most_tokens: int | None = None
     shape: str | None = None
+    least_tokens: int = 0
 
 
 def _one(config: KernelConfig, arch: str, shape: str | None = None) -> Rule:

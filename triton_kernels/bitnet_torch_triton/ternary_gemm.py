@@ -179,8 +179,10 @@ def gemm(
     biases: tuple[Tensor, ...] | None,
     groups: int,
     parts: int | None = None,
-) -> None:
+) -> Any:
     """Multiply by every matrix, over parts of K where the tiles are few.
+
+    Returns the compiled kernel of the product; None in the interpreter.
 
     Args:
         name: ``"gemm"``, or ``"wgmma"`` where sm_90 is at hand.
@@ -206,12 +208,13 @@ def gemm(
     constants = constants_of(config, arch, k % GROUP.value == 0, parts > 1)
     first_biases = None if parts > 1 else biases
     arguments = (x, x_scale, outs, first_biases, *sizes)
-    launch(kernel_of(name), tiles * parts, config, *arguments, **constants)
+    compiled = launch(kernel_of(name), tiles * parts, config, *arguments, **constants)
     if parts > 1:
         sums = tuple((out[3], *matrix[1:]) for out, matrix in zip(outs, matrices, strict=True))
         programs = m * sum(triton.cdiv(matrix[4], FINISH.block_k) for matrix in matrices)
         finish = (x_scale, sums, biases, m, parts)
         launch(_finish_parts_kernel, programs, FINISH, *finish, BLOCK_N=FINISH.block_k)
+    return compiled
 
 
 def constants_of(config: KernelConfig, arch: str, even: bool, parts: bool) -> dict[str, Any]:

@@ -80,20 +80,34 @@ def _kind(matrix: Matrix) -> torch.dtype | None:
 def _launch_group(
     x: Tensor, x_scale: Tensor, pairs: Sequence[tuple[Matrix, Tensor]], k: int
 ) -> None:
-    m, arch = x.shape[0], arch_of(x.device)
-    rule = rule_for("ternary_linear", arch, m, sum(matrix.N for matrix, _ in pairs), k)
-    config = rule.config
+    n = sum(matrix.N for matrix, _ in pairs)
+    rule = rule_for("ternary_linear", arch_of(x.device), x.shape[0], n, k, x.device)
+    launch_rule(rule, x, x_scale, pairs, k)
+
+
+def launch_rule(
+    rule: Rule, x: Tensor, x_scale: Tensor, pairs: Sequence[tuple[Matrix, Tensor]], k: int
+) -> Any:
+    """Launch the product as a rule says; return the compiled kernel, None in the interpreter.
+
+    Args:
+        rule: Of ``ternary_linear``, for so many tokens.
+        x: (M, K) int8 from :func:`aligned_rows`.
+        x_scale: (M,) float32, contiguous.
+        pairs: Matrices of a kind, each with its output (M, N).
+        k: Inputs, without what ``aligned_rows`` has added.
+    """
+    m, arch, config = x.shape[0], arch_of(x.device), rule.config
     described, biases = tuple(_described(matrix, y) for matrix, y in pairs), _biases(pairs)
     groups = groups_of(k)
     if rule.kernel in GEMMS:
-        gemm(rule.kernel, config, arch, x, x_scale, described, biases, groups)
-        return
+        return gemm(rule.kernel, config, arch, x, x_scale, described, biases, groups)
     programs = sum(triton.cdiv(matrix.N, config.block_n) for matrix, _ in pairs)
     sizes = [x.shape[1] // WIDTH, groups]
     if rule.kernel != "gemv":
         sizes.insert(0, m)
     arguments = (x, x_scale, described, biases, *sizes)
-    launch(kernel_of(rule), programs, config, *arguments, **constants_of(rule, arch))
+    return launch(kernel_of(rule), programs, config, *arguments, **constants_of(rule, arch))
 
 
 def _described(matrix: Matrix, y: Tensor) -> tuple[Any, ...]:
