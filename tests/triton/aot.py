@@ -1,7 +1,10 @@
-"""Run the ahead-of-time report as its users do, in a process of its own.
+"""Run the ahead-of-time report as its users do, and hold it against what was committed.
 
-It must not interpret, whatever this process does, and registers a backend when it is imported,
-which other tests must not see.
+In a process of its own: it must not interpret, whatever this process does, and registers a backend
+when it is imported, which other tests must not see.
+
+``python -m tests.triton.aot`` writes ``aot_baseline.json`` with the Triton at hand, and
+``python -m tests.triton.aot --check`` compares all eight targets with it.
 """
 
 import json
@@ -14,9 +17,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = Path(__file__).parent / "aot_baseline.json"
-BASELINE = json.loads(FILE.read_text()) if FILE.exists() else {"triton": "", "rows": []}
-# Of decoding, whose main loops are pinned.
+ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
+# What is committed of an entry of the report, in this order.
+KEPT = ("registers", "shared", "instructions", "per_weight", "loads", "products")
+# Of decoding, whose main loops have limits of their own.
 KERNELS = ("_ternary_gemv_kernel", "_ternary_few_kernel")
+# Instructions for each weight of theirs; AMD's compiler needs a few more.
+LIMIT = {"sm": 0.60, "gf": 0.68}
+TOLERANCE = 1.05
 
 
 def python(*arguments, cache, interpret=False):
@@ -47,23 +55,110 @@ def report(*arguments, cache):
 
 def row(entry):
     """Return what is committed of an entry."""
-    return {"per_weight": entry["per_weight"], "products": entry["products"]}
+    return {name: entry[name] for name in KEPT}
 
 
 def read_baseline():
-    """Return the committed rows by architecture, kernel and variant."""
-    return {(r["arch"], r["kernel"], r["variant"]): r for r in BASELINE["rows"]}
+    """Return the committed rows by (architecture, kernel, variant); none for another Triton."""
+    committed = json.loads(FILE.read_text())
+    if committed["triton"] != version("triton"):
+        return {}
+    return {
+        (arch, kernel, variant): dict(zip(KEPT, values, strict=True))
+        for kernel, variants in committed["kernels"].items()
+        for variant, rows in variants.items()
+        for arch, values in rows.items()
+    }
 
 
 def write_baseline(entries):
     """Commit to what was compiled."""
-    key = ("arch", "kernel", "variant")
-    rows = [{name: e[name] for name in key} | row(e) for e in entries]
-    lines = ",\n".join(json.dumps(r) for r in rows)
-    FILE.write_text(f'{{"triton": "{version("triton")}", "rows": [\n{lines}\n]}}\n')
+    kernels = {}
+    for e in entries:
+        rows = kernels.setdefault(e["kernel"], {}).setdefault(e["variant"], {})
+        rows[e["arch"]] = list(row(e).values())
+    text = json.dumps({"triton": version("triton"), "kernels": kernels})
+    # A line for each architecture of a variant.
+    for arch in ARCHS:
+        text = text.replace(f'"{arch}": [', f'\n"{arch}": [')
+    FILE.write_text(text + "\n")
+
+
+def wrong(entry, before):
+    """Return what is worse in an entry of the report than it may be.
+
+    Args:
+        entry: Of the report.
+        before: What was committed of it, or None.
+    """
+    found = {
+        "spills": entry["stack"] > 0,
+        "a fused multiply-add": entry["fused"] > 0 and not entry["float_sums"],
+        "an approximate division": entry["approximate"],
+        "no products on their instructions": entry["matrix"] and not entry["products"],
+    }
+    if entry["kernel"] in KERNELS:
+        found |= _wrong_in_decoding(entry)
+    if before is not None:
+        measure = "instructions" if before["per_weight"] is None else "per_weight"
+        found |= {
+            "a lost product instruction": any(
+                entry["products"].get(name, 0) < count for name, count in before["products"].items()
+            ),
+            "a narrower load": any(
+                count > before["loads"].get(width, 0)
+                for width, count in entry["loads"].items()
+                if int(width) < 16
+            ),
+            "more instructions than committed": entry[measure] > before[measure] * TOLERANCE,
+        }
+    return [name for name, is_so in found.items() if is_so]
+
+
+def _wrong_in_decoding(entry):
+    return {
+        "no main loop": not entry["loop"],
+        "barriers or shared memory in the main loop": entry["barriers"] > 0,
+        "a load of other than 16 bytes": set(entry["loads"]) != {"16"},
+        "too many instructions": entry["per_weight"] is None
+        or entry["per_weight"] > LIMIT[entry["arch"][:2]],
+    }
+
+
+def complaints(arch, cache, kernels=()):
+    """Compile for an architecture; return what is worse than it may be, by kernel and variant."""
+    named = [argument for name in kernels for argument in ("--kernel", name)]
+    entries = report("--arch", arch, "--float", "bf16", *named, cache=cache)
+    known = {key[1:]: before for key, before in read_baseline().items() if key[0] == arch}
+    found = {}
+    for entry in entries:
+        key = (entry["kernel"], entry["variant"])
+        if bad := wrong(entry, known.pop(key, None)):
+            found[key] = bad
+    lost = [key for key in known if not kernels or key[0] in kernels]
+    return found | {key: ["no longer compiled"] for key in lost}
+
+
+def main(arguments):
+    """Write the baseline, or check all of it."""
+    with tempfile.TemporaryDirectory() as cache:
+        if arguments == ["--check"]:
+            found = {arch: complaints(arch, cache) for arch in ARCHS}
+            for arch, of_arch in found.items():
+                for (kernel, variant), bad in of_arch.items():
+                    print(f"{arch} {kernel} [{variant}]: {', '.join(bad)}")
+            return int(any(found.values()))
+        entries = []
+        for arch in ARCHS:
+            entries += report("--arch", arch, "--float", "bf16", cache=cache)
+    # What breaks a limit is not committed to.
+    for e in entries:
+        if bad := wrong(e, None):
+            print(f"{e['arch']} {e['kernel']} [{e['variant']}]: {', '.join(bad)}")
+            return 1
+    write_baseline(entries)
+    return 0
 
 
 if __name__ == "__main__":
-    named = [argument for name in KERNELS for argument in ("--kernel", name)]
-    with tempfile.TemporaryDirectory() as cache:
-        write_baseline(report("--float", "bf16", *named, cache=cache))
+    sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ DEVICE = "cpu" if interpreted() else "cuda"
 # runs these files in a process of their own, because Triton decides at import.
 RUNS_KERNELS = [
     *([] if interpreted() else [pytest.mark.cuda]),
+    pytest.mark.usefixtures("poison"),
     # The interpreter computes with numpy, which remarks on results that are meant to be
     # infinite or NaN, and on the values of lanes that are masked.
     pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered"),

@@ -11,16 +11,16 @@ from triton.experimental.gluon import language as gl
 from bitnet_torch_triton._launch import KernelConfig
 from bitnet_torch_triton.aot.build import build
 from bitnet_torch_triton.aot.variant import Variant
+from bitnet_torch_triton.dot4 import dot4
 from bitnet_torch_triton.ternary_few import _codes
-from bitnet_torch_triton.ternary_gemv import dot4
 
 BLOCK = 1024
 
 
 @triton.jit
-def _dot_kernel(t_ptr, x_ptr, y_ptr, BLOCK: tl.constexpr, DOT: tl.constexpr):
+def _dot_kernel(t_ptr, x_ptr, y_ptr, BLOCK: tl.constexpr, DOT: tl.constexpr, SIGNED: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = dot4(tl.load(t_ptr + i), tl.load(x_ptr + i), i, DOT)
+    total = dot4(tl.load(t_ptr + i), tl.load(x_ptr + i), i, DOT, SIGNED)
     tl.store(y_ptr + i, total)
 
 
@@ -33,10 +33,10 @@ def _codes_kernel(byte_ptr, y_ptr, BLOCK: gl.constexpr, J: gl.constexpr):
 
 def main():
     texts = {}
-    for dot in ("dp4a", ""):
-        constants = {"BLOCK": BLOCK, "DOT": dot}
+    for dot, signed in (("dp4a", False), ("dp4a", True), ("", False), ("", True)):
+        constants = {"BLOCK": BLOCK, "DOT": dot, "SIGNED": signed}
         variant = Variant("", ("*i32", "*i32", "*i32"), constants, KernelConfig())
-        texts[f"dot {dot}"] = build(_dot_kernel, variant, "", "sm_80").asm["ptx"]
+        texts[f"dot {dot} {signed}"] = build(_dot_kernel, variant, "", "sm_80").asm["ptx"]
     for j in range(4):
         variant = Variant("", ("*u8", "*i8"), {"BLOCK": BLOCK, "J": j}, KernelConfig())
         texts[f"codes {j}"] = build(_codes_kernel, variant, "", "sm_80").asm["ptx"]

@@ -13,29 +13,14 @@ from torch.nn.functional import pad
 from bitnet_torch import ops
 from tests.bits import same_bits
 from tests.cases import codes
-from tests.triton.aot import report
+from tests.triton.aot import KERNELS
+from tests.triton.conftest import decode_kernels
 from tests.triton.ptx.machine import run
 from tests.triton.ptx.memory import GlobalMemory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-NAMES = ("_ternary_gemv_kernel", "_ternary_few_kernel")
-
-
-def compiled(f, folder):
-    """Return (entry, PTX) of every decode kernel."""
-    named = [argument for name in NAMES for argument in ("--kernel", name)]
-    entries = report(
-        *("--arch", "sm_80", "--float", f, *named, "--save", str(folder)), cache=folder / "cache"
-    )
-    assert {e["kernel"] for e in entries} == set(NAMES)
-    return [(e, (folder / f"sm_80-{i}.ptx").read_text()) for i, e in enumerate(entries)]
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    return compiled("fp32", tmp_path_factory.mktemp("ptx"))
 
 
 def planar(t):
@@ -95,9 +80,11 @@ SIZES = ((5, (3,)), (256, (8, 1, 9)), (700, (13, 33, 64)), (2048, (40,)), (4500,
 
 
 def agree_on(kernels, tokens, sizes):
-    """Return the number of cases in which a kernel had the reference's bits."""
+    """Return the number of cases in which a ternary kernel had the reference's bits."""
     agreed = 0
     for entry, text in kernels:
+        if entry["kernel"] not in KERNELS:
+            continue
         count = len(entry["signature"][2])
         with_bias = count > 1
         for i, (k, rows) in enumerate(sizes):
@@ -109,22 +96,42 @@ def agree_on(kernels, tokens, sizes):
     return agreed
 
 
-def test_compiled_decode_kernels_have_the_references_bits(kernels):
+def test_compiled_decode_kernels_have_the_references_bits(decode_code):
     # Two, eight, and another number of tokens in turn.
-    assert agree_on(kernels, lambda i: (2, 8, 3 + i), SIZES) == 4 * 5 + 4 * 5 * 3
+    assert agree_on(decode_code, lambda i: (2, 8, 3 + i), SIZES) == 4 * 5 + 4 * 5 * 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("f", ["fp16", "bf16"])
+@pytest.mark.parametrize("f", ["fp16", "fp32"])
 def test_compiled_decode_kernels_have_the_references_bits_for_all_tokens(f, tmp_path):
     sizes = (*SIZES, (1, (1,)), (16, (65,)), (6912, (70,)), (12_300, (5, 130)))
-    assert agree_on(compiled(f, tmp_path), lambda i: range(2, 9), sizes) == 4 * 9 + 4 * 9 * 7
+    kernels = decode_kernels(f, tmp_path, tmp_path)
+    assert agree_on(kernels, lambda i: range(2, 9), sizes) == 4 * 9 + 4 * 9 * 7
 
 
-def test_the_largest_sums_are_exact(kernels):
-    for entry, text in kernels:
-        if len(entry["signature"][2]) == 1:
-            assert largest_sum(entry, text) == [131072 * 128.0, -131072 * 128.0]
+# Rows before, at and behind a turn; one row, and rows of several programs.
+@pytest.mark.parametrize(("k", "n"), [(16, 1), (512, 16), (1552, 35)])
+def test_the_compiled_int8_head_has_the_references_bits(decode_code, k, n):
+    heads = [pair for pair in decode_code if pair[0]["kernel"] == "_int8_few_kernel"]
+    assert [entry["constants"]["TOKENS"] for entry, _ in heads] == [1, 8]
+    for entry, text in heads:
+        for m in (1,) if entry["constants"]["TOKENS"] == 1 else (5, 8):
+            memory = GlobalMemory()
+            x, h = (torch.randint(-127, 128, (rows, k), dtype=torch.int8) for rows in (m, n))
+            given = (x, torch.rand(m), h, torch.rand(n))
+            want = ops.int8_linear.impls["reference"](*given, torch.bfloat16)
+            placed = [memory.place(tensor.numpy()) for tensor in given]
+            y = memory.place(np.zeros_like(integers(want)), written=True)
+            programs = -(-n // entry["constants"]["BLOCK_N"])
+            run(text, [*placed, y, m, n, k // 16], memory, programs, entry["shared"])
+            got = torch.from_numpy(memory.written(y, integers(want))).view(torch.bfloat16)
+            assert same_bits(got, want), (entry["variant"], m)
+
+
+def test_the_largest_sums_are_exact(decode_code):
+    for entry, text in decode_code:
+        if entry["kernel"] in KERNELS and len(entry["signature"][2]) == 1:
+            assert largest_sum(entry, text) == [2.0**24, -(2.0**24)]
 
 
 def largest_sum(entry, text):
@@ -132,11 +139,11 @@ def largest_sum(entry, text):
     m = 8 if "few" in entry["kernel"] else 1
     x, one = np.full((m, k), -128, np.int8), np.ones(m, np.float32)
     t = np.stack([np.full(k, -1, np.int8), np.full(k, 1, np.int8)])
-    like = np.zeros((m, 2), np.float32)
+    like = np.zeros((m, 2), np.int16)
     placed = [memory.place(array) for array in (x, one, planar(t), one[:1])]
     y = memory.place(like, written=True)
     sizes = [*([m] if m > 1 else []), k // 16, k // 256]
     run(text, [*placed, 0, y, 2, *sizes], memory, 1, entry["shared"])
-    out = memory.written(y, like)
-    assert (out == out[0]).all()
+    out = torch.from_numpy(memory.written(y, like)).view(torch.bfloat16)
+    assert bool((out == out[0]).all())
     return out[0].tolist()

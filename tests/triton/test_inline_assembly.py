@@ -33,16 +33,18 @@ def computed(text, inputs, like):
     return memory.written(y, like)
 
 
+@pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("dot", ["dp4a", ""])
-def test_a_dot_product_is_right_for_every_pair_of_bytes_in_every_place(texts, dot):
+def test_a_dot_product_is_right_for_every_pair_of_bytes_in_every_place(texts, dot, signed):
     # In each place of a word every byte of codes meets every byte of activations.
     t, x = np.divmod(np.arange(1 << 16, dtype=np.uint32), 256)
     place = np.arange(4)[:, None]
     t, x = ((t + 37 * place) % 256).astype(np.uint8), ((x + 101 * place) % 256).astype(np.uint8)
     words = [np.ascontiguousarray(b.T).view(np.int32)[:, 0] for b in (t, x)]
-    want = (t.astype(np.int32) * x.view(np.int8)).sum(0, dtype=np.int32)
+    codes = t.view(np.int8) if signed else t
+    want = (codes.astype(np.int32) * x.view(np.int8)).sum(0, dtype=np.int32)
     want += np.arange(1 << 16, dtype=np.int32)
-    assert np.array_equal(computed(texts[f"dot {dot}"], words, want), want)
+    assert np.array_equal(computed(texts[f"dot {dot} {signed}"], words, want), want)
 
 
 @pytest.mark.parametrize("j", range(4))

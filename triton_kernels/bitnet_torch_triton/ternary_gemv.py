@@ -18,6 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from bitnet_torch_triton.dot4 import dot4, four_words
 from bitnet_torch_triton.ternary_matrix import biased, chosen, real
 
 # A mask of a pair of bits in each byte of a word; the last is 0xC0C0C0C0.
@@ -94,10 +95,10 @@ def _turn(acc, xs, ws, x_at, x_end, at, end, ROWS: tl.constexpr, DOT: tl.constex
     """
     x = ()
     for j in tl.static_range(4):
-        x = x + (_four_words(xs, x_at, x_end, 16 * j),)
+        x = x + (four_words(xs, x_at, x_end, 16 * j),)
     out = ()
     for r in tl.static_range(ROWS):
-        w = _four_words(ws[r], at, end, 0)
+        w = four_words(ws[r], at, end, 0)
         a, b, c, d = acc[4 * r], acc[4 * r + 1], acc[4 * r + 2], acc[4 * r + 3]
         for i in tl.static_range(4):
             a = dot4(w[i] & MASKS[0], x[0][i], a, DOT)
@@ -106,20 +107,6 @@ def _turn(acc, xs, ws, x_at, x_end, at, end, ROWS: tl.constexpr, DOT: tl.constex
             d = dot4(_last(w[i], DOT), x[3][i], d, DOT)
         out = out + (a, b, c, d)
     return out
-
-
-@triton.jit
-def _four_words(ptr, at, end, offset: tl.constexpr):
-    """Return a 16-byte load as four tensors of words: the split stays inside the lane."""
-    if end is None:
-        words = tl.load(ptr + offset)
-    else:
-        words = tl.load(ptr + offset, mask=at + offset < end, other=0)
-    shape: tl.constexpr = (words.shape[0], words.shape[1], 2, 2)
-    even, odd = tl.split(tl.reshape(words, shape))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth
 
 
 @triton.jit
@@ -166,43 +153,3 @@ def _store(y_ptr, total, scale, bias_ptr, n, N, BIASED: tl.constexpr):
         bias = tl.load(bias_ptr + n, mask=n < N, other=0.0)
         y = biased(y, bias, y_ptr.dtype.element_ty)
     tl.store(y_ptr + n, y, mask=n < N)
-
-
-@triton.jit
-def dot4(t, x, acc, DOT: tl.constexpr):
-    """Return acc + the four products of unsigned bytes of ``t`` and signed ones of ``x``.
-
-    ``DOT`` is the instruction, or empty for the same in plain arithmetic. v_dot4_i32_i8 takes
-    both as signed, so bytes of ``t`` are below 128 for it.
-    """
-    if DOT == "dp4a":
-        return tl.inline_asm_elementwise(
-            "dp4a.u32.s32 $0, $1, $2, $3;",
-            "=r,r,r,r",
-            [t, x, acc],
-            dtype=tl.int32,
-            is_pure=True,
-            pack=1,
-        )
-    elif DOT == "v_dot4_i32_i8":
-        return tl.inline_asm_elementwise(
-            "v_dot4_i32_i8 $0, $1, $2, $3",
-            "=v,v,v,v",
-            [t, x, acc],
-            dtype=tl.int32,
-            is_pure=True,
-            pack=1,
-        )
-    elif DOT == "v_dot4_i32_iu8":
-        return tl.inline_asm_elementwise(
-            "v_dot4_i32_iu8 $0, $1, $2, $3 neg_lo:[0,1,0]",
-            "=v,v,v,v",
-            [t, x, acc],
-            dtype=tl.int32,
-            is_pure=True,
-            pack=1,
-        )
-    else:
-        for b in tl.static_range(4):
-            acc += ((t >> (8 * b)) & 255) * ((x << (24 - 8 * b)) >> 24)
-        return acc

@@ -3,7 +3,8 @@
 Contract: bitnet_torch/ops/ternary_linear_grad_weight.py.
 
 A program owns a tile of dw and walks the tokens alone: no two programs add to one element, so
-nothing depends on who comes first.
+nothing depends on who comes first. A token's scale is multiplied into its gradient, whose parts
+then meet the int8 activations on the matrix units (bf16_parts.py).
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from bitnet_torch.ops import ternary_linear_grad_weight as op
 from bitnet_torch.ops._registry import implement
-from bitnet_torch_triton._interpreter import also_accepted
+from bitnet_torch_triton._interpreter import also_accepted, interpreted
 from bitnet_torch_triton._launch import KernelConfig, launch
-from bitnet_torch_triton.number import rounded, widened
+from bitnet_torch_triton.bf16_parts import dots, parts, whole
+from bitnet_torch_triton.number import INFINITY, magnitude, rounded, widened
 
 # block_r counts rows of dw here.
-CONFIG = KernelConfig(block_r=64, block_k=64, block_m=16)
+CONFIG = KernelConfig(block_r=64, block_k=128, block_m=32, num_warps=8)
+PARTS = tl.constexpr(3)
+LARGEST = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
@@ -32,6 +36,7 @@ def _grad_weight_kernel(
     M,
     N,
     K,
+    MATRIX: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -47,9 +52,19 @@ def _grad_weight_kernel(
         inside = (m[:, None] < M) & (k[None, :] < K)
         x = tl.load(x_ptr + m[:, None] * K + k[None, :], mask=inside, other=0)
         x_scale = tl.load(x_scale_ptr + m, mask=m < M, other=0.0)
-        dw = tl.dot(widened(grad), x.to(tl.float32) * x_scale[:, None], dw, input_precision="ieee")
+        scaled = _scaled(widened(grad), x_scale[None, :])
+        dw = dots(parts(scaled, PARTS, MATRIX), whole(x, MATRIX), dw, PARTS)
     out = rounded(dw, dw_ptr.dtype.element_ty)
     tl.store(dw_ptr + n[:, None] * K + k[None, :], out, mask=(n[:, None] < N) & (k[None, :] < K))
+
+
+@triton.jit
+def _scaled(grad, x_scale):
+    """Return their product. One too large for float32 is the largest number there is: it may meet
+    an activation of 0, which infinity must not."""
+    product = grad * x_scale
+    over = (magnitude(product) == INFINITY) & (magnitude(grad) < INFINITY)
+    return tl.where(over, tl.where(product > 0, LARGEST, -LARGEST), product)
 
 
 @implement(op, backend="triton", device="cuda", also_accepts=also_accepted())
@@ -63,6 +78,7 @@ def _launch(grad: Tensor, x_q: Tensor, x_scale: Tensor, dtype: torch.dtype) -> T
         CONFIG,
         *(grad.contiguous(), x_q.contiguous(), x_scale.contiguous(), dw),
         *(m, n, k),
+        MATRIX=not interpreted(),
         BLOCK_R=CONFIG.block_r,
         BLOCK_K=CONFIG.block_k,
         BLOCK_M=CONFIG.block_m,

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bitnet_torch_triton._launch import KernelConfig, launch
+from bitnet_torch_triton.dot4 import dot_for
 from bitnet_torch_triton.planar64 import groups_of
 from bitnet_torch_triton.policy import arch_of, rule_for
 from bitnet_torch_triton.rules import Rule
@@ -27,8 +28,6 @@ from bitnet_torch_triton.ternary_gemv import _ternary_gemv_kernel
 WIDTH = 16
 # Kernels of ternary_gemm.py.
 GEMMS = ("gemm", "wgmma")
-# The dot-product instruction of an architecture, by the beginning of its name.
-DOTS = {"sm_": "dp4a", "gfx9": "v_dot4_i32_i8", "gfx11": "v_dot4_i32_iu8"}
 
 
 class Matrix(NamedTuple):
@@ -138,14 +137,13 @@ def constants_of(rule: Rule, arch: str) -> dict[str, Any]:
 
 
 def _gemv_constants(config: KernelConfig, arch: str) -> dict[str, Any]:
-    dot = next((name for prefix, name in DOTS.items() if arch.startswith(prefix)), "")
     return {
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "ROWS": config.rows,
         "SPLIT_K": config.split_k,
         "UNROLL": config.unroll,
-        "DOT": dot,
+        "DOT": dot_for(arch),
     }
 
 

@@ -74,8 +74,8 @@ def compute(opcode: str, values: list[np.ndarray]) -> np.ndarray:
         return _converted(opcode, values[0])
     if name == "setp":
         return _COMPARED[modifiers[0]](*(number(value, kind) for value in values))
-    if name == "dp4a" and modifiers == ["u32", "s32"]:
-        return _dot4(*values)
+    if name == "dp4a" and modifiers[1] == "s32":
+        return _dot4(modifiers[0], *values)
     if name in ("mul", "mad") and modifiers[0] == "wide":
         return _wide(kind, values)
     if kind[1:] in WIDTHS and kind[0] in "bsu":
@@ -129,10 +129,12 @@ def _wide(kind: str, values: list[np.ndarray]) -> np.ndarray:
     return product + values[2] if len(values) == 3 else product
 
 
-def _dot4(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+def _dot4(kind: str, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     total = signed(c, 32)
     for shift in (0, 8, 16, 24):
-        total = total + low(a >> U(shift), 8).astype(np.int64) * signed(b >> U(shift), 8)
+        byte = a >> U(shift)
+        first = signed(byte, 8) if kind == "s32" else low(byte, 8).astype(np.int64)
+        total = total + first * signed(b >> U(shift), 8)
     return registers(total, 32)
 
 

@@ -36,10 +36,12 @@ def line(entry: Entry) -> str:
     """Return one entry for people to read."""
     loads = " ".join(f"{count}x{width}B" for width, count in entry.loads.items())
     products = " ".join(f"{count} {name}" for name, count in entry.products.items())
-    per_weight = "" if entry.per_weight is None else f"{entry.per_weight:.3f} per weight"
+    size = f"{entry.instructions} instructions"
+    if entry.per_weight is not None:
+        size = f"{entry.per_weight:.3f} per weight"
     return (
         f"{entry.arch:8s} {entry.kernel:32s} {entry.x_dtype:5s} {entry.registers:3d} registers "
-        f"{entry.stack:3d} stack {entry.shared:6d} shared  {per_weight}  "
+        f"{entry.stack:3d} stack {entry.shared:6d} shared  {size}  "
         f"loads {loads or '-'}  {products or '-'}  [{entry.variant}]"
     )
 

@@ -32,6 +32,7 @@ class Entry:
         registers: Of a thread.
         stack: Bytes of a thread; more than 0 is a spill.
         shared: Bytes of a program.
+        instructions: Of the whole kernel.
         loads: Number of loads in the main loop (without one: in the kernel) by bytes a lane.
         products: Matrix and dot instructions in the main loop by name (without one: in all).
         barriers: Barriers, and instructions on shared memory, in the main loop.
@@ -54,6 +55,7 @@ class Entry:
     registers: int
     stack: int
     shared: int
+    instructions: int
     loads: dict[int, int]
     products: dict[str, int]
     barriers: int
@@ -119,6 +121,7 @@ def entry(compiled: Any, variant: Variant, f: str, arch: str) -> Entry:
         registers=code.registers,
         stack=code.stack,
         shared=code.shared,
+        instructions=len(code.instructions),
         loads=machine_code.load_widths(seen),
         products=dict(Counter(op for op in seen if machine_code.PRODUCT.match(op))),
         barriers=sum(bool(re.match(r"BAR|STS|LDS|SHFL|s_barrier|ds_", op)) for op in loop),

@@ -27,9 +27,10 @@ from bitnet_torch_triton import (
 )
 from bitnet_torch_triton._launch import KernelConfig
 from bitnet_torch_triton.aot.variant import Signature, Variant
+from bitnet_torch_triton.dot4 import DOTS, dot_for
 from bitnet_torch_triton.planar64 import GROUP
 from bitnet_torch_triton.rules import RULES, Rule
-from bitnet_torch_triton.ternary_product import DOTS, GEMMS, constants_of
+from bitnet_torch_triton.ternary_product import GEMMS, constants_of
 
 
 def variants() -> Iterator[Variant]:
@@ -211,11 +212,10 @@ def _weights() -> Iterator[Variant]:
 
 
 def _heads() -> Iterator[Variant]:
-    h, i, f, t = quantize_head.CONFIG, int8_linear.CONFIG, float_linear.CONFIG, top_k.CONFIG
+    h, f, t = quantize_head.CONFIG, float_linear.CONFIG, top_k.CONFIG
     signature = types("*{f} *i8 *fp32 i32 i32")
     yield Variant("_quantize_head_kernel", signature, blocks(h, "M", "K"), h)
-    signature = types("*i8 *fp32 *i8 *fp32 *{f} i32 i32 i32")
-    yield Variant("_int8_linear_kernel", signature, blocks(i, "M", "R", "K"), i)
+    yield from _int8_heads()
     block = blocks(f, "M", "R", "K")
     signature = types("*{f} *{f} *i1 *fp32 i32 i32 i32")
     yield Variant("_rescore_kernel", signature, block, f, float_sums=True)
@@ -228,11 +228,56 @@ def _heads() -> Iterator[Variant]:
     yield Variant("_top_k_kernel", types("*fp32 *i64 *fp32 *i64 i32 i32 i32"), _flat(t), t)
 
 
+def _int8_heads() -> Iterator[Variant]:
+    signature = types("*i8 *fp32 *i8 *fp32 *{f} i32 i32 i32")
+    for arch in DOTS:
+        for tokens in (1, 8):
+            config = int8_linear.few_config(tokens, arch)
+            yield Variant(
+                "_int8_few_kernel",
+                signature,
+                int8_linear.few_constants(tokens, config, dot_for(arch)),
+                config,
+                archs=arch,
+                weights=config.block_n * config.block_k * config.unroll,
+                matrix=True,
+            )
+    for even in (True, False):
+        config = int8_linear.EVEN if even else int8_linear.RAGGED
+        yield Variant(
+            "_int8_linear_kernel",
+            signature,
+            {"EVEN": even} | blocks(config, "M", "R", "K"),
+            config,
+            weights=config.block_r * config.block_k,
+            matrix=True,
+            round_sizes=even,
+        )
+
+
 def _gradients() -> Iterator[Variant]:
-    dx, dw = ternary_linear_grad_input.CONFIG, ternary_linear_grad_weight.CONFIG
+    dw = ternary_linear_grad_weight.CONFIG
     signature = types("*{f} *u8 *fp32 *{f} i32 i32 i32 i32")
-    for per_row in (False, True):
-        constants = {"PER_ROW": per_row} | blocks(dx, "M", "K", "R")
-        yield Variant("_grad_input_kernel", signature, constants, dx, float_sums=True)
-    signature, block = types("*{f} *i8 *fp32 *{f} i32 i32 i32"), blocks(dw, "R", "K", "M")
-    yield Variant("_grad_weight_kernel", signature, block, dw, float_sums=True)
+    for per_row, count in ((False, 1), (False, 2), (True, 3)):
+        dx = ternary_linear_grad_input.CONFIGS[count]
+        constants = {"PER_ROW": per_row, "PARTS": count, "MATRIX": True}
+        yield Variant(
+            "_grad_input_kernel",
+            signature,
+            constants | blocks(dx, "M", "K", "R"),
+            dx,
+            weights=4 * dx.block_r * dx.block_k,
+            matrix=True,
+            float_sums=True,
+            round_sizes=not per_row,
+        )
+    for round_sizes in (True, False):
+        yield Variant(
+            "_grad_weight_kernel",
+            types("*{f} *i8 *fp32 *{f} i32 i32 i32"),
+            {"MATRIX": True} | blocks(dw, "R", "K", "M"),
+            dw,
+            matrix=True,
+            float_sums=True,
+            round_sizes=round_sizes,
+        )
