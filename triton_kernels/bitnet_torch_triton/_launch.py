@@ -67,8 +67,6 @@ def launch(
         return start(kernel, programs, arguments, constants | config.options())
 
 
-def start(
-    kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]
-) -> Any:
+def start(kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> Any:
     """Hand a kernel to Triton: all launches come through here, which is where tests look in."""
     return kernel[(programs,)](*arguments, **constants)
