@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 COLD, WARM = "cold", "warm"
@@ -46,8 +47,15 @@ def copies_for(nbytes: int, temperature: str, cache: int | None = None) -> int:
 
 def copies(tensor: Tensor, temperature: str) -> list[Tensor]:
     """Return the tensor and as many clones as :func:`copies_for` says."""
-    count = copies_for(tensor.nbytes, temperature)
+    cache = l2_bytes(tensor.device) if tensor.device.type == "cuda" else None
+    count = copies_for(tensor.nbytes, temperature, cache)
     return [tensor, *(tensor.clone() for _ in range(count - 1))]
+
+
+def l2_bytes(device: torch.device) -> int:
+    """Return the size of the last-level cache of a GPU."""
+    found: int = torch.cuda.get_device_properties(device).L2_cache_size
+    return found
 
 
 def temperature_of(count: int) -> str:

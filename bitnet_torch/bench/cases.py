@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from bitnet_torch.bench.environment import Environment
 from bitnet_torch.bench.limits import Limits
 from bitnet_torch.bench.row import Quantity, Reached, Row, Subject
-from bitnet_torch.bench.timing import Contender, Effort, Measured, Spread, measure, measure_together
+from bitnet_torch.bench.timing import (
+    Contender,
+    Effort,
+    MakeSampler,
+    Measured,
+    Spread,
+    measure,
+    measure_together,
+)
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,13 @@ class Run:
         environment: Machine, software and moment.
         limits: Measured at its beginning; None on a machine that the harness cannot measure.
         effort: How long each case is measured.
+        make_sampler: Takes the samples on a device of its own clock; None for the host's.
     """
 
     environment: Environment
     limits: Limits | None
     effort: Effort
+    make_sampler: MakeSampler | None = None
 
     def row(self, case: Case) -> Row:
         """Verify and time one case.
@@ -54,7 +64,9 @@ class Run:
         Raises:
             BitNetError: A result is wrong; nothing was timed.
         """
-        return self._row(case, measure(case.candidate, case.baseline, self.effort))
+        sampler = self.make_sampler
+        found = measure(case.candidate, case.baseline, self.effort, make_sampler=sampler)
+        return self._row(case, found)
 
     def rows_together(self, cases: Sequence[Case]) -> list[Row]:
         """Verify and time one candidate beside several baselines, all in one series of rounds.
@@ -66,7 +78,9 @@ class Run:
             BitNetError: A result is wrong; nothing was timed.
         """
         baselines = [case.baseline for case in cases if case.baseline is not None]
-        found = measure_together(cases[0].candidate, baselines, self.effort)
+        found = measure_together(
+            cases[0].candidate, baselines, self.effort, make_sampler=self.make_sampler
+        )
         return [self._row(case, one) for case, one in zip(cases, found, strict=True)]
 
     def _row(self, case: Case, found: Measured) -> Row:
@@ -84,6 +98,7 @@ class Run:
             ratio=found.ratio,
             reached=self._reached(case, found),
             limits=self.limits,
+            timed=found.how,
         )
 
     def _reached(self, case: Case, found: Measured) -> Reached | None:

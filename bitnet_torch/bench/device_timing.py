@@ -96,9 +96,3 @@ class DeviceSampler:
     def sample(self) -> float:
         """Return the seconds of one call, on average over a sample."""
         return self._device.seconds(self._work) / self.count
-
-
-def l2_bytes(device: torch.device) -> int:
-    """Return the size of the last-level cache of a GPU."""
-    found: int = torch.cuda.get_device_properties(device).L2_cache_size
-    return found

@@ -55,24 +55,25 @@ class Recipe:
 
 
 def gradient_cases(
-    shape: Shape, dtype: torch.dtype, backend: str
+    shape: Shape, dtype: torch.dtype, backend: str, device: str = "cpu"
 ) -> Iterator[tuple[str, MakeCase]]:
     """Yield the cases of both products on one shape, each after the name of its op."""
     for op in RECIPES:
-        yield op, functools.partial(_case, op, shape, dtype, backend)
+        yield op, functools.partial(_case, op, shape, dtype, backend, device)
 
 
-def make_inputs(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Inputs:
+def make_inputs(shape: Shape, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> Inputs:
     """Draw a normally distributed gradient, and codes."""
     g = torch.Generator().manual_seed(seed)
     t = torch.randint(-1, 2, (shape.n, shape.k), generator=g, dtype=torch.int8)
     x_q, x_scale = ops.quantize_activation(torch.randn(shape.m, shape.k, generator=g))
     grad = torch.randn(shape.m, shape.n, generator=g).to(dtype)
-    return Inputs(grad, ops.pack_codes(t), torch.tensor(shape.k**-0.5), x_q, x_scale)
+    made = (grad, ops.pack_codes(t), torch.tensor(shape.k**-0.5), x_q, x_scale)
+    return Inputs(*(tensor.to(device) for tensor in made))
 
 
-def _case(op: str, shape: Shape, dtype: torch.dtype, backend: str) -> Case:
-    recipe, inputs = RECIPES[op], make_inputs(shape, dtype)
+def _case(op: str, shape: Shape, dtype: torch.dtype, backend: str, device: str) -> Case:
+    recipe, inputs = RECIPES[op], make_inputs(shape, dtype, device=device)
     ours, theirs = (functools.partial(f, inputs) for f in (recipe.ours, recipe.theirs))
     subject = Subject(
         suite="ops",

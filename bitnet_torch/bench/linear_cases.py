@@ -5,7 +5,9 @@ baseline        what it computes
 ==============  =========================================================================
 F.linear in     the product with the same weights as floats, from unquantised activations:
 bfloat16, f32   what a model in that precision would run in the layer's place
-torch._int_mm   only the integer product, without quantising x and without scaling y
+torch._int_mm   only the integer product, without quantising x and without scaling y; of 32
+                tokens at least on CUDA, which takes no fewer than 17
+gemlite         on CUDA, where it is installed: 2-bit codes and int8 activations, as we do
 ==============  =========================================================================
 
 Our side does all of it: it quantises, multiplies and scales. ``multi_ternary_linear`` and
@@ -24,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitnet_torch import ops
+from bitnet_torch.bench import gemlite
 from bitnet_torch.bench.buffers import copies, temperature_of
 from bitnet_torch.bench.cases import Case, MakeCase
 from bitnet_torch.bench.row import Subject
@@ -42,6 +45,8 @@ OPS = {
     "bit_linear": (F_BFLOAT16,),
     "ternary_linear": (INT_MM,),
 }
+# Beside which op gemlite is timed, and what torch._int_mm wants of CUDA tensors.
+PEER_OF, LEAST_INT_MM = "bit_linear_prepacked", 32
 UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 
 
@@ -69,21 +74,22 @@ class Problem:
 
 
 def linear_cases(
-    shape: Shape, dtype: torch.dtype, temperature: str, backend: str
+    shape: Shape, dtype: torch.dtype, temperature: str, backend: str, device: str = "cpu"
 ) -> Iterator[tuple[str, MakeCase]]:
     """Yield the cases of every linear op on one shape, each after the name of its op."""
-    problem = functools.cache(functools.partial(make_problem, shape, dtype))
+    problem = functools.cache(functools.partial(make_problem, shape, dtype, device=device))
     for op, baselines in OPS.items():
-        for baseline in baselines:
+        with_peer = op == PEER_OF and device == "cuda" and gemlite.serves(shape.n, shape.k)
+        for baseline in (*baselines, *([gemlite.NAME] if with_peer else [])):
             yield op, functools.partial(_case, op, baseline, problem, temperature, backend)
 
 
-def make_problem(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Problem:
+def make_problem(shape: Shape, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> Problem:
     """Draw inputs of one layer and compute its result by the reference."""
     g = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape.m, shape.k, generator=g).to(dtype)
-    t = torch.randint(-1, 2, (shape.n, shape.k), generator=g, dtype=torch.int8)
-    w_scale = torch.tensor(shape.k**-0.5)
+    x = torch.randn(shape.m, shape.k, generator=g).to(device, dtype)
+    t = torch.randint(-1, 2, (shape.n, shape.k), generator=g, dtype=torch.int8).to(device)
+    w_scale = torch.tensor(shape.k**-0.5, device=device)
     packed = ops.pack_codes(t)
     with ops.use_backend("reference"):
         x_q, x_scale = ops.quantize_activation(x)
@@ -177,16 +183,33 @@ _OUR_CALLS = {
 
 def _baseline(name: str, p: Problem, temperature: str) -> Contender:
     if name == INT_MM:
+        x_q = _rows_for_int_mm(p.x_q)
         calls: list[Call] = [
-            functools.partial(torch._int_mm, p.x_q, buffer.T) for buffer in copies(p.t, temperature)
+            functools.partial(torch._int_mm, x_q, buffer.T) for buffer in copies(p.t, temperature)
         ]
-        acc = (p.x_q.to(torch.float64) @ p.t.to(torch.float64).T).to(torch.int32)
+        acc = (x_q.to(torch.float64) @ p.t.to(torch.float64).T).to(torch.int32)
         return Contender(name, calls, same_bits(name, calls, acc))
+    if name == gemlite.NAME:
+        calls = [
+            functools.partial(gemlite.layer(buffer, p.w_scale, p.x.dtype), p.x)
+            for buffer in copies(p.t, temperature)
+        ]
+        bound, why = float_bound(p, p.x.dtype)
+        # Both sides quantise the activations, by half a quantum each.
+        return Contender(name, calls, within(name, calls, p.y, 2 * bound, f"2 ({why})"))
     dtype = torch.bfloat16 if name == F_BFLOAT16 else torch.float32
     x, w = p.x.to(dtype), (p.t.to(torch.float32) * p.w_scale).to(dtype)
     calls = [functools.partial(F.linear, x, buffer) for buffer in copies(w, temperature)]
     bound, why = float_bound(p, dtype)
     return Contender(name, calls, within(name, calls, p.y, bound, why))
+
+
+def _rows_for_int_mm(x_q: Tensor) -> Tensor:
+    """Return at least as many tokens as CUDA's integer product takes; those added are zeros."""
+    missing = LEAST_INT_MM - len(x_q)
+    if x_q.device.type != "cuda" or missing <= 0:
+        return x_q
+    return F.pad(x_q, (0, 0, 0, missing))
 
 
 def float_bound(p: Problem, dtype: torch.dtype) -> tuple[Tensor, str]:

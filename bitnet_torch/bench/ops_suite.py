@@ -42,6 +42,7 @@ class OpsPlan:
         temperature: Of the weights, ``"cold"`` or ``"warm"``.
         only: Names of ops; all if empty.
         head: Size of the language-model head, and its tokens; None for no head.
+        device: Where everything lies, ``"cpu"`` or ``"cuda"``.
     """
 
     layers: Sequence[tuple[int, int]] = LAYERS
@@ -50,6 +51,7 @@ class OpsPlan:
     temperature: str = COLD
     only: Sequence[str] = ()
     head: Shape | None = head_cases.HEAD
+    device: str = "cpu"
 
     def wants(self, op: str) -> bool:
         """Return whether an op is to be measured."""
@@ -75,27 +77,26 @@ def uncovered_ops() -> list[str]:
 
 def cases(plan: OpsPlan) -> Iterator[MakeCase]:
     """Yield the cases of a plan, layer by layer."""
-    backend = ops.serving_backend("cpu")
+    backend = ops.serving_backend(plan.device)
+    where = (backend, plan.device)
     # Several layers have the same inputs; what is done with these has one case.
     widths: set[tuple[int, int]] = set()
     if plan.head is not None:
-        yield from _wanted(plan, head_cases.head_cases(backend, plan.head))
+        yield from _wanted(plan, head_cases.head_cases(backend, plan.head, plan.device))
     for n, k in plan.layers:
         for m in plan.tokens:
             shape = Shape(m, n, k)
-            linear = linear_cases.linear_cases(shape, plan.dtype, plan.temperature, backend)
+            linear = linear_cases.linear_cases(shape, plan.dtype, plan.temperature, *where)
             yield from _wanted(plan, linear)
-            yield from _wanted(plan, gradient_cases.gradient_cases(shape, plan.dtype, backend))
+            yield from _wanted(plan, gradient_cases.gradient_cases(shape, plan.dtype, *where))
             if (m, k) not in widths:
                 widths.add((m, k))
-                yield from _wanted(plan, plain_cases.activation_cases(shape, plan.dtype, backend))
-                yield from _wanted(plan, row_cases.row_cases(shape, plan.dtype, backend))
+                yield from _wanted(plan, plain_cases.activation_cases(shape, plan.dtype, *where))
+                yield from _wanted(plan, row_cases.row_cases(shape, plan.dtype, *where))
             if n == k:  # the layer behind attention, as wide as all of its heads
-                cached = cache_cases.cache_cases(shape, plan.dtype, plan.temperature, backend)
+                cached = cache_cases.cache_cases(shape, plan.dtype, plan.temperature, *where)
                 yield from _wanted(plan, cached)
-        yield from _wanted(
-            plan, plain_cases.weight_cases(Shape(0, n, k), plan.temperature, backend)
-        )
+        yield from _wanted(plan, plain_cases.weight_cases(Shape(0, n, k), plan.temperature, *where))
 
 
 def _wanted(plan: OpsPlan, makers: Iterable[tuple[str, MakeCase]]) -> Iterator[MakeCase]:

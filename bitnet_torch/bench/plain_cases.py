@@ -32,22 +32,24 @@ OPS = (
 
 
 def activation_cases(
-    shape: Shape, dtype: torch.dtype, backend: str
+    shape: Shape, dtype: torch.dtype, backend: str, device: str = "cpu"
 ) -> Iterator[tuple[str, MakeCase]]:
     """Yield the cases whose size is tokens x inputs; the op before has just written these."""
-    make = functools.partial(_quantize_activation, shape, dtype, backend)
+    make = functools.partial(_quantize_activation, shape, dtype, backend, device)
     yield "quantize_activation", make
 
 
-def weight_cases(shape: Shape, temperature: str, backend: str) -> Iterator[tuple[str, MakeCase]]:
+def weight_cases(
+    shape: Shape, temperature: str, backend: str, device: str = "cpu"
+) -> Iterator[tuple[str, MakeCase]]:
     """Yield the cases whose size is outputs x inputs; a layer's tokens mean nothing to them."""
     for make in (_quantize_weight, _quantize_pack_weight, _pack_codes, _unpack_codes):
         name = make.__name__.removeprefix("_")
-        yield name, functools.partial(make, shape, temperature, backend)
+        yield name, functools.partial(make, shape, temperature, backend, device)
 
 
-def _quantize_activation(shape: Shape, dtype: torch.dtype, backend: str) -> Case:
-    x = _normal(shape.m, shape.k).to(dtype)
+def _quantize_activation(shape: Shape, dtype: torch.dtype, backend: str, device: str) -> Case:
+    x = _normal(shape.m, shape.k, device).to(dtype)
     with ops.use_backend("reference"):
         want = ops.quantize_activation(x)
     ours: list[Call] = [functools.partial(ops.quantize_activation, x)]
@@ -69,8 +71,8 @@ def eager_activation(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes, (amax / torch.full_like(amax, 127.0)).squeeze(-1)
 
 
-def _quantize_weight(shape: Shape, temperature: str, backend: str) -> Case:
-    w = _normal(shape.n, shape.k)
+def _quantize_weight(shape: Shape, temperature: str, backend: str, device: str) -> Case:
+    w = _normal(shape.n, shape.k, device)
     with ops.use_backend("reference"):
         want = ops.quantize_weight(w)
     pool = copies(w, temperature)
@@ -105,8 +107,8 @@ def _few_differ(calls: list[Call], codes: Tensor) -> Check:
     return check
 
 
-def _quantize_pack_weight(shape: Shape, temperature: str, backend: str) -> Case:
-    w = _normal(shape.n, shape.k)
+def _quantize_pack_weight(shape: Shape, temperature: str, backend: str, device: str) -> Case:
+    w = _normal(shape.n, shape.k, device)
     with ops.use_backend("reference"):
         want = ops.quantize_pack_weight(w)
     pool = copies(w, temperature)
@@ -129,8 +131,8 @@ def _unpacked(call: Call) -> Tensor:
     return _eager_unpack(call())
 
 
-def _pack_codes(shape: Shape, temperature: str, backend: str) -> Case:
-    t = _codes(shape)
+def _pack_codes(shape: Shape, temperature: str, backend: str, device: str) -> Case:
+    t = _codes(shape, device)
     packed = _eager_pack(t)
     pool = copies(t, temperature)
     ours: list[Call] = [functools.partial(ops.pack_codes, b) for b in pool]
@@ -151,8 +153,8 @@ def _eager_pack(t: Tensor) -> Tensor:
     return packed
 
 
-def _unpack_codes(shape: Shape, temperature: str, backend: str) -> Case:
-    t = _codes(shape)
+def _unpack_codes(shape: Shape, temperature: str, backend: str, device: str) -> Case:
+    t = _codes(shape, device)
     pool = copies(ops.pack_codes(t), temperature)
     ours: list[Call] = [functools.partial(ops.unpack_codes, b, shape.n) for b in pool]
     theirs: list[Call] = [functools.partial(_eager_unpack, b) for b in pool]
@@ -169,13 +171,13 @@ def _eager_unpack(packed: Tensor) -> Tensor:
     return planes.view(-1, packed.shape[1]).view(torch.int8) - 1
 
 
-def _normal(rows: int, columns: int) -> Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+def _normal(rows: int, columns: int, device: str) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _codes(shape: Shape) -> Tensor:
+def _codes(shape: Shape, device: str) -> Tensor:
     g = torch.Generator().manual_seed(0)
-    return torch.randint(-1, 2, (shape.n, shape.k), generator=g, dtype=torch.int8)
+    return torch.randint(-1, 2, (shape.n, shape.k), generator=g, dtype=torch.int8).to(device)
 
 
 def _subject(op: str, backend: str, shape: Shape, dtype: torch.dtype, buffers: int) -> Subject:

@@ -94,6 +94,7 @@ class Row:
         ratio: Baseline by candidate, by pairs.
         reached: None where no limit is known.
         limits: The limits measured in the same run.
+        timed: How both were timed, in words; empty for the host's clock round calls.
     """
 
     subject: Subject
@@ -107,6 +108,7 @@ class Row:
     ratio: PairedRatio | None = None
     reached: Reached | None = None
     limits: Limits | None = None
+    timed: str = ""
 
     @property
     def gb_per_s(self) -> float | None:

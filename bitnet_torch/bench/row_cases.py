@@ -61,14 +61,16 @@ class Recipe:
     read: Callable[[Inputs], tuple[Tensor, ...]]
 
 
-def row_cases(shape: Shape, dtype: torch.dtype, backend: str) -> Iterator[tuple[str, MakeCase]]:
+def row_cases(
+    shape: Shape, dtype: torch.dtype, backend: str, device: str = "cpu"
+) -> Iterator[tuple[str, MakeCase]]:
     """Yield the cases for M tokens of width K, each after the name of its op."""
     for op in RECIPES:
-        yield op, functools.partial(_case, op, shape, dtype, backend)
+        yield op, functools.partial(_case, op, shape, dtype, backend, device)
 
 
-def _case(op: str, shape: Shape, dtype: torch.dtype, backend: str) -> Case:
-    recipe, inputs = RECIPES[op], make_inputs(shape, dtype)
+def _case(op: str, shape: Shape, dtype: torch.dtype, backend: str, device: str) -> Case:
+    recipe, inputs = RECIPES[op], make_inputs(shape, dtype, device=device)
     with ops.use_backend("reference"):
         result = recipe.ours(inputs)
     want = [result] if isinstance(result, Tensor) else list(result)
@@ -92,7 +94,7 @@ def _case(op: str, shape: Shape, dtype: torch.dtype, backend: str) -> Case:
     )
 
 
-def make_inputs(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Inputs:
+def make_inputs(shape: Shape, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> Inputs:
     """Draw normally distributed activations and gains near 1."""
     g = torch.Generator().manual_seed(seed)
     x, u = (torch.randn(shape.m, shape.k, generator=g).to(dtype) for _ in range(2))
@@ -101,7 +103,8 @@ def make_inputs(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Inputs:
     heads = x[:, : shape.k // width * width].reshape(shape.m, -1, width)
     # One angle for each token and pair, the same for all heads.
     angles = torch.rand(shape.m, 1, width // 2, generator=g) * 100
-    return Inputs(x, u, gain, heads, angles.cos(), angles.sin())
+    made = (x, u, gain, heads, angles.cos(), angles.sin())
+    return Inputs(*(tensor.to(device) for tensor in made))
 
 
 def _their_norm(i: Inputs) -> Tensor:

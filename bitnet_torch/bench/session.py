@@ -5,24 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import torch
+
 from bitnet_torch.bench.cases import MakeCase, Run
+from bitnet_torch.bench.device_timing import Cuda, DeviceSampler
 from bitnet_torch.bench.environment import describe_environment, file_stem
 from bitnet_torch.bench.limits import ATTEMPTS, measure_limits
 from bitnet_torch.bench.picture import draw_rows
 from bitnet_torch.bench.row import Row
 from bitnet_torch.bench.rows_file import append_rows
-from bitnet_torch.bench.timing import Effort
+from bitnet_torch.bench.timing import Effort, MakeSampler
+from bitnet_torch.errors import BackendUnavailableError
 from bitnet_torch.io.atomic import atomic_file
 
 
-def begin(effort: Effort, attempts: int = ATTEMPTS) -> Run:
-    """Describe this machine and measure its limits, with the current number of threads."""
-    environment = describe_environment()
+def begin(effort: Effort, attempts: int = ATTEMPTS, device: str = "cpu") -> Run:
+    """Describe this machine and measure its limits, with the current number of threads.
+
+    Raises:
+        BackendUnavailableError: ``device`` is ``"cuda"`` and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailableError("there is no CUDA device here", device=device)
+    environment = describe_environment(device)
     limits = None
     # Without the kernel library there is nothing to measure the limits with.
-    if environment.backend == "cpu":
+    if device == "cuda" or environment.backend == "cpu":
         limits = measure_limits(environment.threads, environment.device, attempts)
-    return Run(environment, limits, effort)
+    return Run(environment, limits, effort, None if device == "cpu" else _on_gpu(effort))
+
+
+def _on_gpu(effort: Effort) -> MakeSampler:
+    gpu = Cuda()
+    return lambda contender: DeviceSampler(contender.calls, effort.sample_seconds, gpu)
 
 
 def run_cases(run: Run, makers: Iterable[MakeCase], show: Callable[[Row], None]) -> list[Row]:

@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -109,6 +110,7 @@ class Measured:
         baseline_seconds: Of one call of the baseline, if there is one.
         baseline_verified: What the baseline's check compared.
         ratio: Baseline by candidate, by pairs.
+        how: How both were timed, in words; empty for the host's clock.
     """
 
     seconds: Spread
@@ -116,6 +118,24 @@ class Measured:
     baseline_seconds: Spread | None = None
     baseline_verified: str = ""
     ratio: PairedRatio | None = None
+    how: str = ""
+
+
+class Sampler(Protocol):
+    """Takes samples of a contender that was verified.
+
+    Attributes:
+        how: How, in words; empty for the host's clock round calls.
+    """
+
+    how: str
+
+    def sample(self) -> float:
+        """Return the seconds of one call, on average over a sample."""
+        ...
+
+
+MakeSampler = Callable[[Contender], Sampler]
 
 
 def measure(
@@ -123,13 +143,22 @@ def measure(
     baseline: Contender | None,
     effort: Effort,
     clock: Clock = time.perf_counter,
+    make_sampler: MakeSampler | None = None,
 ) -> Measured:
     """Verify both, then time them in turn.
+
+    Args:
+        candidate: Ours.
+        baseline: The other, or None.
+        effort: How long.
+        clock: Gives the host's time.
+        make_sampler: Makes what takes samples; None for the host's clock round calls.
 
     Raises:
         BitNetError: A result is wrong; nothing was timed.
     """
-    return measure_together(candidate, [] if baseline is None else [baseline], effort, clock)[0]
+    baselines = [] if baseline is None else [baseline]
+    return measure_together(candidate, baselines, effort, clock, make_sampler)[0]
 
 
 def measure_together(
@@ -137,27 +166,37 @@ def measure_together(
     baselines: Sequence[Contender],
     effort: Effort,
     clock: Clock = time.perf_counter,
+    make_sampler: MakeSampler | None = None,
 ) -> list[Measured]:
     """Verify all, then time them in rounds; return the candidate beside each, or alone.
+
+    The arguments are those of :func:`measure`.
 
     Raises:
         BitNetError: A result is wrong; nothing was timed.
     """
     contenders = [candidate, *baselines]
     verified = [c.check() for c in contenders]
-    own, *others = _take_turns(
-        [_Sampler(c, effort.sample_seconds, clock) for c in contenders], effort, clock
-    )
-    mine = Spread.of(own)
+    make = make_sampler or (lambda c: _Sampler(c, effort.sample_seconds, clock))
+    samplers = [make(c) for c in contenders]
+    own, *others = _take_turns(samplers, effort, clock)
+    mine, first = Spread.of(own), samplers[0].how
     if not others:
-        return [Measured(mine, verified[0])]
+        return [Measured(mine, verified[0], how=first)]
     return [
-        Measured(mine, verified[0], Spread.of(series), words, paired_ratio(own, series))
-        for series, words in zip(others, verified[1:], strict=True)
+        Measured(
+            mine,
+            verified[0],
+            Spread.of(series),
+            words,
+            paired_ratio(own, series),
+            "; ".join(how for how in (first, sampler.how) if how),
+        )
+        for series, words, sampler in zip(others, verified[1:], samplers[1:], strict=True)
     ]
 
 
-def _take_turns(samplers: Sequence[_Sampler], effort: Effort, clock: Clock) -> list[list[float]]:
+def _take_turns(samplers: Sequence[Sampler], effort: Effort, clock: Clock) -> list[list[float]]:
     series: list[list[float]] = [[] for _ in samplers]
     order = list(range(len(samplers)))
     coin = random.Random(0)
@@ -170,7 +209,9 @@ def _take_turns(samplers: Sequence[_Sampler], effort: Effort, clock: Clock) -> l
 
 
 class _Sampler:
-    """Takes samples of one contender, going round its buffers."""
+    """Takes samples of one contender by the host's clock, going round its buffers."""
+
+    how = ""
 
     def __init__(self, contender: Contender, seconds: float, clock: Clock) -> None:
         self._contender, self._clock = contender, clock

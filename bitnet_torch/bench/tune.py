@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from bitnet_torch import ops
-from bitnet_torch.bench.buffers import copies_for
-from bitnet_torch.bench.device_timing import Cuda, DeviceSampler, l2_bytes
+from bitnet_torch.bench.buffers import copies_for, l2_bytes
+from bitnet_torch.bench.device_timing import Cuda, DeviceSampler
 from bitnet_torch.bench.pairs import SMALLEST, PairedRatio, paired_ratio
 from bitnet_torch.bench.verify import Call, same_bits
 from bitnet_torch.errors import BackendUnavailableError, BitNetError, DeviceError

@@ -62,6 +62,12 @@ def _add_ops(suites: argparse._SubParsersAction[Parser]) -> None:
         default="cold",
         help="whether the weights come from memory or from a cache (default: %(default)s)",
     )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda times by the GPU's own events, round graphs of calls (default: %(default)s)",
+    )
     _add_output(parser)
 
 

@@ -37,7 +37,7 @@ def run_ops(args: argparse.Namespace) -> int:
     """Time the ops."""
     import torch
 
-    from bitnet_torch.bench import head_cases, ops_suite
+    from bitnet_torch.bench import gemlite, head_cases, ops_suite
 
     unknown = sorted(set(args.only) - ops_suite.covered_ops())
     if unknown:
@@ -52,12 +52,15 @@ def run_ops(args: argparse.Namespace) -> int:
         only=args.only,
         # Who asks for certain layers does not ask for the head.
         head=None if args.layer else head_cases.HEAD,
+        device=args.device,
     )
     if min(plan.tokens) < 1:
         raise ConfigurationError(f"--tokens must be at least 1, got {min(plan.tokens)}")
     status = _measure(args, ops_suite.cases(plan), quick=few)
     if missing := ops_suite.uncovered_ops():
         sys.stderr.write(f"without a case, not measured: {', '.join(missing)}\n")
+    if args.device == "cuda" and not gemlite.is_installed():
+        sys.stderr.write(f"gemlite is not beside us: pip install 'bitnet-torch[{gemlite.EXTRA}]'\n")
     return status
 
 
@@ -150,7 +153,7 @@ def _measure(
     if args.seconds is not None:
         effort = replace(effort, seconds=args.seconds)
     with _threads(args):
-        run = session.begin(effort)
+        run = session.begin(effort, device=getattr(args, "device", "cpu"))
         rows = session.run_cases(run, makers, _progress)
         rows += [] if count is None else [count(run.environment)]
     if not args.json:

@@ -19,7 +19,9 @@ def _small_limits(monkeypatch):
     """The real limits take seconds and are tested elsewhere."""
     monkeypatch.setattr(limits, "last_level_cache", lambda: 1 << 20)
     begin = session.begin
-    monkeypatch.setattr(session, "begin", lambda effort: begin(effort, attempts=1))
+    monkeypatch.setattr(
+        session, "begin", lambda effort, **where: begin(effort, attempts=1, **where)
+    )
 
 
 @pytest.fixture
@@ -110,6 +112,7 @@ def test_compare_ends_with_1_only_if_something_became_slower(bitnet, tmp_path):
         (("bench", "ops", "--layer", "25"), "must be like 2560x6912"),
         (("bench", "ops", "--layer", "0x8"), "must be like 2560x6912"),
         (("bench", "ops", "--buffers", "hot"), "'hot'"),
+        (("bench", "ops", "--device", "mps"), "'mps'"),
         (("bench", "model"), "MODEL"),
         (("bench", "compare", "a"), "AFTER"),
         (("bench", "make-checkpoint"), "OUT"),
@@ -128,6 +131,7 @@ def test_bad_usage_is_one_line_with_status_2(bitnet, arguments, words):
         (("ops", "--only", "sort"), "'sort' has no case"),
         (("ops", "--tokens", "0"), "--tokens must be at least 1"),
         (("ops", "--threads", "0"), "--threads must be at least 1"),
+        (("ops", "--device", "cuda", "--no-save"), "there is no CUDA device here"),
         (("ops", "--seconds", "-1"), "seconds must not be negative"),
         (("train", "--hidden", "0"), "sizes must be positive"),
         (("model", "/nowhere"), "does not exist"),
@@ -138,6 +142,7 @@ def test_bad_usage_is_one_line_with_status_2(bitnet, arguments, words):
 )
 def test_an_error_is_one_line_with_status_1(bitnet, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     status, out, err = bitnet("bench", *arguments)
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert words in err
@@ -151,7 +156,7 @@ def test_without_a_suite_the_help_is_shown_and_it_is_bad_usage(bitnet):
 
 
 @pytest.mark.parametrize(
-    "name", ["ops", "model", "peers", "train", "memory", "compare", "make-checkpoint"]
+    "name", ["ops", "model", "peers", "train", "memory", "tune", "compare", "make-checkpoint"]
 )
 def test_every_part_has_a_help_that_ends_with_an_example(bitnet, name):
     status, out, _ = bitnet("bench", name, "--help")

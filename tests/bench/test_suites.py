@@ -1,20 +1,23 @@
 """The suites on sizes that take no time: every case is right, and says what it did."""
 
 import functools
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
 from bitnet_torch import ops
-from bitnet_torch.bench import gradient_cases, linear_cases, ops_suite, train_parts
+from bitnet_torch.bench import gemlite, gradient_cases, linear_cases, ops_suite, train_parts
 from bitnet_torch.bench.cases import Run
+from bitnet_torch.bench.device_timing import DeviceSampler
 from bitnet_torch.bench.environment import describe_environment, file_stem
 from bitnet_torch.bench.linear_cases import Shape, float_bound, make_problem
 from bitnet_torch.bench.memory_suite import memory_rows
 from bitnet_torch.bench.model_suite import model_cases
 from bitnet_torch.bench.ops_suite import OpsPlan
 from bitnet_torch.bench.random_checkpoint import PRESETS, make_checkpoint
+from bitnet_torch.bench.row import row_from_json
 from bitnet_torch.bench.telemetry_case import telemetry_case
 from bitnet_torch.bench.timing import Effort
 from bitnet_torch.bench.train_suite import (
@@ -59,6 +62,69 @@ def test_every_case_of_the_ops_is_verified_and_makes_a_row(run, dtype):
 def test_every_declared_op_has_a_case_or_is_named_as_having_none():
     assert ops_suite.covered_ops() | set(ops_suite.uncovered_ops()) == set(ops.all_ops())
     assert ops_suite.covered_ops() <= set(ops.all_ops())
+
+
+class Replayed:
+    """A device of its own clock, whose graphs are the calls themselves."""
+
+    def record(self, work):
+        return work
+
+    def seconds(self, work):
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+
+
+def test_cases_are_timed_by_the_clock_of_their_device_and_say_so(run):
+    on_device = replace(run, make_sampler=lambda c: DeviceSampler(c.calls, 1e-6, Replayed()))
+    (maker,) = ops_suite.cases(replace(PLAN, layers=((24, 24),), tokens=(1,), only=("glu",)))
+    row = on_device.row(maker())
+    assert row.timed == "events round a graph of 1 calls; events round a graph of 1 calls"
+    assert row_from_json(row.to_json()) == row
+
+
+def test_a_gpu_gets_the_rows_that_its_integer_product_needs(monkeypatch):
+    x_q = torch.ones(3, 8, dtype=torch.int8)
+    assert linear_cases._rows_for_int_mm(x_q) is x_q
+    monkeypatch.setattr(linear_cases.F, "pad", lambda x, pad: pad)
+
+    class OnGpu:
+        device = torch.device("cuda")
+
+        def __len__(self):
+            return 3
+
+    assert linear_cases._rows_for_int_mm(OnGpu()) == (0, 0, 0, 29)
+
+
+def test_gemlite_is_beside_the_linear_layer_on_a_gpu_where_it_is_installed(monkeypatch):
+    made = []
+
+    class Helper:
+        """Stands for gemlite.helper: a layer that is the reference's."""
+
+        class A8W158_INT_dynamic:
+            def __init__(self, device, dtype):
+                made.append((device, dtype))
+
+            def from_weights(self, weight, weight_scale):
+                return lambda x: (x.float() @ weight.float().T * weight_scale).to(x.dtype)
+
+    monkeypatch.setattr(gemlite, "require", lambda module, extra: Helper)
+    assert not gemlite.serves(128, 128)
+    monkeypatch.setattr(gemlite, "is_installed", lambda: True)
+    assert gemlite.serves(128, 256)
+    assert not gemlite.serves(100, 256)
+    problem = make_problem(Shape(2, 128, 128), torch.bfloat16)
+    peer = linear_cases._baseline(gemlite.NAME, problem, "warm")
+    assert "2 (x_scale/2" in peer.check()
+    assert made == [("cpu", torch.bfloat16)]
+    names = [op for op, _ in linear_cases.linear_cases(problem.shape, torch.float32, "warm", "cpu")]
+    there = linear_cases.linear_cases(problem.shape, torch.float32, "warm", "triton", "cuda")
+    assert [op for op, _ in there].count("bit_linear_prepacked") == 1 + names.count(
+        "bit_linear_prepacked"
+    )
 
 
 def test_only_the_ops_asked_for_are_measured(run):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists f
 # The limits are for a machine that hangs: minutes are normal on one that is busy.
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "file",
+    "files",
     [
         "test_number.py",
         "test_kernels.py",
@@ -30,25 +30,26 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists f
         "test_screened_top_k.py",
         "test_attention_split.py",
         "test_ternary_gemm.py",
-        "test_decode_step.py",
-        "test_step_graph.py",
-        "test_tune.py",
+        # One process for short ones: to start it takes as long as they do.
+        "test_decode_step.py test_step_graph.py test_tune.py",
     ],
 )
-def test_kernel_tests_pass_in_the_interpreter(file, tmp_path):
-    run_interpreted(file, tmp_path, "not slow", 880)
+def test_kernel_tests_pass_in_the_interpreter(files, tmp_path):
+    run_interpreted(files, tmp_path, "not slow", 880)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("file", ["test_kernels.py", "test_step_graph.py", "test_tune.py"])
-def test_slow_kernel_tests_pass_in_the_interpreter(file, tmp_path):
-    run_interpreted(file, tmp_path, "slow", 1180)
+@pytest.mark.parametrize(
+    "files", ["test_kernels.py", "test_step_graph.py test_tune.py test_bench_ops.py"]
+)
+def test_slow_kernel_tests_pass_in_the_interpreter(files, tmp_path):
+    run_interpreted(files, tmp_path, "slow", 1180)
 
 
-def run_interpreted(file, tmp_path, marks, seconds):
+def run_interpreted(files, tmp_path, marks, seconds):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks]
-    command.append(str(HERE / file))
+    command += [str(HERE / file) for file in files.split()]
     environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)}
     # What the outer run was told (a report file, workers) is not for the inner one.
     for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):

@@ -1,9 +1,12 @@
 """What only a GPU can show beside the kernel tests: the search and the timings, in small."""
 
+import json
+
 import pytest
 import torch
 
 from bitnet_torch.bench.device_timing import Cuda, DeviceSampler
+from bitnet_torch.cli.main import main
 
 pytestmark = pytest.mark.cuda
 
@@ -36,3 +39,18 @@ def test_what_cannot_be_recorded_is_timed_call_by_call_and_says_so():
     sampler = DeviceSampler([lambda: x.sum().item()], 1e-4, Cuda())
     assert "cannot be recorded" in sampler.how
     assert sampler.sample() > 0
+
+
+@pytest.mark.timeout(900)
+def test_the_ops_are_verified_and_timed_by_events(capfd):
+    sizes = ("--layer", "256x256", "--tokens", "1", "--tokens", "64", "--seconds", "0")
+    status = main(["bench", "ops", "--device", "cuda", *sizes, "--no-save", "--json"])
+    out, err = capfd.readouterr()
+    assert status == 0, err
+    rows = json.loads(out)["rows"]
+    assert {row["environment"]["device"] for row in rows} == {"cuda"}
+    assert {row["subject"]["candidate"] for row in rows} == {"triton"}
+    assert all("events round" in row["timed"] for row in rows)
+    # What a model runs for each token can be recorded.
+    steps = [row for row in rows if row["subject"]["op"] in ("attention", "bit_linear_prepacked")]
+    assert all("cannot be recorded" not in row["timed"] for row in steps)

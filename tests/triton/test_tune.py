@@ -14,7 +14,7 @@ from bitnet_torch_triton.tune.candidates import BUCKETS, Problem
 from tests.triton.device import DEVICE, RUNS_KERNELS
 
 pytestmark = RUNS_KERNELS
-ONE = Problem(20, 70, 1, 1)
+ONE = Problem(8, 70, 1, 1)
 
 
 class Clock:
