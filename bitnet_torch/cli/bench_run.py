@@ -90,12 +90,13 @@ def run_memory(args: argparse.Namespace) -> int:
     from bitnet_torch.bench.environment import describe_environment
     from bitnet_torch.bench.memory_suite import memory_rows
     from bitnet_torch.bench.table import render_header, render_table
-    from bitnet_torch.bench.tracking_rows import tracking_rows
+    from bitnet_torch.bench.tracking_rows import STEP_EFFORT, tracking_rows
 
     _prepare(args)
+    effort = STEP_EFFORT if args.seconds is None else replace(STEP_EFFORT, seconds=args.seconds)
     with _threads(args):
         environment = describe_environment()
-        rows = memory_rows(args.model, environment) + tracking_rows(environment)
+        rows = memory_rows(args.model, environment) + tracking_rows(environment, effort)
     if not args.json:
         write(render_header(rows[0]) + render_table(rows))
     return _finish(args, rows)

@@ -67,7 +67,7 @@ def test_model_and_memory_measure_a_made_checkpoint(bitnet, tmp_path):
     assert status == 0
     assert "prefill" in text
     assert "tok/s" in text
-    status, text, _ = bitnet("bench", "memory", folder, "--no-save")
+    status, text, _ = bitnet("bench", "memory", folder, "--no-save", *FAST)
     assert status == 0
     assert "peak after generate" in text
 
