@@ -21,7 +21,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("native") / "allocator_tracker.cpp"
-HEADER = SOURCE.with_name("books.hpp")
+_SOURCES = sorted(SOURCE.parent.glob("*.[ch]pp"))
 _FLAGS = ("-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 _SECONDS = 300
 _SHOWN = 300
@@ -47,8 +47,7 @@ def library(extra_flags: tuple[str, ...] = ()) -> Path:
     compiler = _compiler()
     flags = (*_FLAGS, *extra_flags)
     facts = (
-        HEADER.read_text(),
-        SOURCE.read_text(),
+        *(path.read_text() for path in _SOURCES),
         torch.__version__,
         sys.version,
         compiler,

@@ -25,6 +25,51 @@ namespace {
 
 c10::Allocator* before = nullptr;
 
+// The operators that this thread is in, outermost first. They are asked for their names only when
+// there is an allocation to name: most operators make none of their own. What is nested deeper than
+// this counts for the last one that is kept.
+constexpr int kDeepest = 64;
+struct Running {
+  const at::RecordFunction* ops[kDeepest];
+  int depth;
+};
+constinit thread_local Running running{};
+
+std::unique_ptr<at::ObserverContext> enter_op(const at::RecordFunction& fn) {
+  Running& r = running;
+  if (r.depth < kDeepest) r.ops[r.depth++] = &fn;
+  return nullptr;
+}
+
+// Ends with it whatever began after it, so that none is kept that has ended.
+void leave_op(const at::RecordFunction& fn, at::ObserverContext*) {
+  Running& r = running;
+  for (int at = r.depth; at-- > 0;) {
+    if (r.ops[at] != &fn) continue;
+    r.depth = at;
+    return;
+  }
+}
+
+// Operators that only fetch memory for another one, which is the one to name.
+bool fetches_memory(std::string_view name) {
+  return name.starts_with("aten::empty") || name.starts_with("aten::new_empty") ||
+         name.starts_with("aten::resize_") || name.starts_with("aten::set_") ||
+         name.starts_with("aten::zero_") || name.starts_with("aten::fill_");
+}
+
+const char* op_now() {
+  const Running& r = running;
+  const char* name = "";
+  for (int at = r.depth; at-- > 0;) {
+    name = r.ops[at]->name();
+    if (!fetches_memory(name)) break;
+  }
+  return name;
+}
+
+i64 as_number(const void* address) { return reinterpret_cast<i64>(address); }
+
 // Returns the number of the calling thread's stack, 0 if it has none. Takes the GIL.
 i32 gather_stack(i32 depth) {
   PyThreadState* thread = PyGILState_GetThisThreadState();
@@ -60,12 +105,13 @@ void begin(void* address, i64 nbytes) {
   Books& b = books();
   const i32 depth = b.stack_depth.load(std::memory_order_relaxed);
   const i32 stack = depth > 0 ? gather_stack(depth) : 0;
+  const char* op = op_now();
   bool crossed = false;
   {
     std::lock_guard<std::mutex> guard(b.mutex);
     if (!b.on) return;
-    const i32 op = b.op_id(ops_now.empty() ? "" : ops_now.back());
-    b.enter(address, {nbytes, b.total.allocs + 1, now(), module_now, op, stack});
+    b.enter({as_number(address), nbytes, b.total.allocs + 1, now(), module_now, b.op_id(op), stack,
+             0});
     if (!b.thresholds.empty()) crossed = b.check_thresholds();
   }
   if (crossed) b.crossed.notify_all();
@@ -75,7 +121,7 @@ void finish(void* address) {
   Books& b = books();
   {
     std::lock_guard<std::mutex> guard(b.mutex);
-    b.leave(address, 0);
+    b.leave(as_number(address), 0);
   }
   // After the books: the address may be handed out again at once.
   before->raw_deallocate(address);
@@ -96,26 +142,6 @@ struct CountingAllocator final : c10::Allocator {
 CountingAllocator* counting() {
   static CountingAllocator* a = new CountingAllocator();
   return a;
-}
-
-// Operators that only fetch memory for another one, which is the one to name.
-bool fetches_memory(const char* name) {
-  static const char* const names[] = {"aten::empty", "aten::new_empty", "aten::resize_",
-                                      "aten::set_",  "aten::zero_",     "aten::fill_"};
-  for (const char* prefix : names)
-    if (std::strncmp(name, prefix, std::strlen(prefix)) == 0) return true;
-  return false;
-}
-
-std::unique_ptr<at::ObserverContext> enter_op(const at::RecordFunction& fn) {
-  const char* name = fn.name();
-  if (!ops_now.empty() && fetches_memory(name)) name = ops_now.back();
-  ops_now.push_back(name);
-  return nullptr;
-}
-
-void leave_op(const at::RecordFunction&, at::ObserverContext*) {
-  if (!ops_now.empty()) ops_now.pop_back();
 }
 
 at::CallbackHandle op_callback = at::INVALID_CALLBACK_HANDLE;
@@ -190,7 +216,7 @@ EXPORT void bitnet_total(Tally* out, i64* dropped) {
 EXPORT int bitnet_knows(void* address) {
   Books& b = books();
   std::lock_guard<std::mutex> guard(b.mutex);
-  return b.live.count(address) != 0;
+  return b.live.find(as_number(address)) != nullptr;
 }
 
 EXPORT void bitnet_reset_peak() {
@@ -237,12 +263,10 @@ EXPORT i64 bitnet_live(Row* out, i64 room) {
   Books& b = books();
   std::lock_guard<std::mutex> guard(b.mutex);
   i64 n = 0;
-  for (const auto& [address, row] : b.live) {
-    if (n < room)
-      out[n] = {reinterpret_cast<i64>(address), row.nbytes, row.number, row.born,
-                row.module,                     row.op,     row.stack,  0};
+  b.live.each([&](const Row& row) {
+    if (n < room) out[n] = row;
     ++n;
-  }
+  });
   return n;
 }
 
@@ -267,14 +291,14 @@ EXPORT i64 bitnet_add(void* address, i64 nbytes, i32 module, const char* op) {
   Books& b = books();
   std::lock_guard<std::mutex> guard(b.mutex);
   const i64 number = b.total.allocs + 1;
-  b.enter(address, {nbytes, number, now(), module, b.op_id(op), 0});
+  b.enter({as_number(address), nbytes, number, now(), module, b.op_id(op), 0, 0});
   return number;
 }
 
 EXPORT void bitnet_remove(void* address, i64 number) {
   Books& b = books();
   std::lock_guard<std::mutex> guard(b.mutex);
-  b.leave(address, number);
+  b.leave(as_number(address), number);
 }
 
 EXPORT void bitnet_set_thresholds(const i64* bytes, i64 n) {
@@ -306,10 +330,7 @@ EXPORT i64 bitnet_wait_crossing(i64 seen, double seconds) {
 EXPORT i64 bitnet_overhead() {
   Books& b = books();
   std::lock_guard<std::mutex> guard(b.mutex);
-  const i64 node = sizeof(std::pair<void* const, Live>) + sizeof(void*);
-  return static_cast<i64>(b.live.size()) * node +
-         static_cast<i64>(b.live.bucket_count() * sizeof(void*)) +
-         static_cast<i64>(b.events.capacity() * sizeof(Event));
+  return static_cast<i64>(b.live.bytes() + b.events.capacity() * sizeof(Event));
 }
 
 // A list of (file, line, function), innermost first; called with the GIL.

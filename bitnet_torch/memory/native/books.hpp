@@ -9,17 +9,18 @@
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
+#include "live_table.hpp"
+
 namespace {
 
-using i64 = int64_t;
-using i32 = int32_t;
-
-// The layouts of Tally, Row and Event are those of the ctypes structures in native_library.py.
+// The layouts of Tally and Event are those of the ctypes structures in native_library.py.
 struct Tally {
   i64 current = 0, peak = 0, allocated = 0, freed = 0, allocs = 0, frees = 0;
   void add(i64 n) {
@@ -35,19 +36,9 @@ struct Tally {
   }
 };
 
-struct Row {
-  i64 address, nbytes, number, born;
-  i32 module, op, stack, unused;
-};
-
 struct Event {
   i64 time, address, change;
   i32 module, op, stack, thread;
-};
-
-struct Live {
-  i64 nbytes, number, born;
-  i32 module, op, stack;
 };
 
 struct Threshold {
@@ -71,8 +62,13 @@ struct HashStack {
   }
 };
 
+// Looks up text without making a string of it.
+struct HashText {
+  using is_transparent = void;
+  size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
+};
+
 thread_local i32 module_now = 0;
-thread_local std::vector<const char*> ops_now;
 thread_local i32 thread_number = -1;
 
 i64 now() {
@@ -85,11 +81,16 @@ struct Books {
   std::mutex mutex;
   std::condition_variable crossed;
   std::atomic<bool> on{false};
-  std::unordered_map<void*, Live> live;
+  LiveTable live;
   Tally total;
   std::vector<Tally> modules, ops;
   std::vector<std::string> op_names;
-  std::unordered_map<std::string, i32> op_ids;
+  std::unordered_map<std::string, i32, HashText, std::equal_to<>> op_ids;
+  // The number of the name that was last seen at an address with this hash.
+  struct Seen {
+    const char* name;
+    i32 id;
+  } seen[256] = {};
   std::unordered_map<i32, Tally> scopes;
   std::vector<Event> events;
   std::vector<Threshold> thresholds;
@@ -102,6 +103,13 @@ struct Books {
   std::vector<const std::vector<Frame>*> stacks;
 
   i32 op_id(const char* name) {
+    Seen& last = seen[(reinterpret_cast<size_t>(name) * 0x9E3779B97F4A7C15ull) >> 56];
+    // By address first; what lies there may have changed since.
+    if (last.name != name || op_names[last.id] != name) last = {name, op_id_of_text(name)};
+    return last.id;
+  }
+
+  i32 op_id_of_text(std::string_view name) {
     auto found = op_ids.find(name);
     if (found != op_ids.end()) return found->second;
     const i32 id = static_cast<i32>(op_names.size());
@@ -115,10 +123,10 @@ struct Books {
     return tallies[id];
   }
 
-  void note(i64 address, i64 change, const Live& row) {
-    if (max_events == 0) return;
+  void note(i64 time, i64 change, const Row& row) {
     if (thread_number < 0) thread_number = next_thread++;
-    const Event event{now(), address, change, row.module, row.op, row.stack, thread_number};
+    const Event event{time,       row.address, change,    row.module,
+                      row.op,     row.stack,   thread_number};
     if (events.size() < max_events) {
       events.push_back(event);
       return;
@@ -143,29 +151,29 @@ struct Books {
     return any;
   }
 
-  void enter(void* address, const Live& row) {
+  void enter(const Row& row) {
     // An address that is still in the books was freed past us, as that of a storage that is older
     // than they are.
-    leave(address, 0);
-    live.emplace(address, row);
+    leave(row.address, 0);
+    live.add(row);
     total.add(row.nbytes);
     at(modules, row.module).add(row.nbytes);
     at(ops, row.op).add(row.nbytes);
     for (auto& scope : scopes) scope.second.add(row.nbytes);
-    note(reinterpret_cast<i64>(address), row.nbytes, row);
+    if (max_events != 0) note(row.born, row.nbytes, row);
   }
 
   // Removes what lies at an address, if it has this number; 0 is any.
-  void leave(void* address, i64 number) {
-    auto found = live.find(address);
-    if (found == live.end() || (number != 0 && found->second.number != number)) return;
-    const Live row = found->second;
-    live.erase(found);
+  void leave(i64 address, i64 number) {
+    const Row* found = live.find(address);
+    if (found == nullptr || (number != 0 && found->number != number)) return;
+    const Row row = *found;
+    live.remove(address);
     total.remove(row.nbytes);
     at(modules, row.module).remove(row.nbytes);
     at(ops, row.op).remove(row.nbytes);
     for (auto& scope : scopes) scope.second.remove(row.nbytes);
-    note(reinterpret_cast<i64>(address), -row.nbytes, row);
+    if (max_events != 0) note(now(), -row.nbytes, row);
     if (!thresholds.empty()) check_thresholds();
   }
 };
