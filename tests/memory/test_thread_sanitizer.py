@@ -17,7 +17,7 @@ DRIVER = Path(__file__).with_name("tsan_driver.cpp")
 _RACE = 66  # ThreadSanitizer's exit status
 _FLAGS = ("-std=c++20", "-O1", "-g", "-fsanitize=thread", "-pthread")
 _GUARDED = """    std::lock_guard<std::mutex> guard(b.mutex);
-    b.leave(address, 0);"""
+    b.leave(as_number(address), 0);"""
 
 
 def run(folder, source):
@@ -54,7 +54,7 @@ def test_threads_race_for_nothing_but_what_is_planted(tmp_path, planted):
     source = native_build.SOURCE.read_text()
     assert source.count(_GUARDED) == 1
     if planted:
-        source = source.replace(_GUARDED, "    b.leave(address, 0);")
+        source = source.replace(_GUARDED, "    b.leave(as_number(address), 0);")
     path = tmp_path / native_build.SOURCE.name
     path.write_text(source)
     done = run(tmp_path, path)
