@@ -107,8 +107,11 @@ def measure_limits(threads: int, device: str = "cpu", attempts: int = ATTEMPTS) 
     if device != "cpu":
         raise BackendUnavailableError(f"no limits are known for device {device!r}", device=device)
     from bitnet_torch.cpu import isa
+    from bitnet_torch.cpu.large_pages import ask_large_pages
 
-    large = torch.ones(max(4 * last_level_cache(), 64 << 20), dtype=torch.uint8)
+    large = torch.empty(max(4 * last_level_cache(), 64 << 20), dtype=torch.uint8)
+    ask_large_pages(large)  # as for weights: small pages are read up to a tenth slower
+    large.fill_(1)
     small = large[: last_level_cache() // 4]
     counts = sorted({1, threads})
     reads = tuple(

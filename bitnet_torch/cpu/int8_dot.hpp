@@ -12,7 +12,6 @@ namespace bitnet {
 namespace {
 
 constexpr int kStreams = 4;  // rows at a time, a quarter of the rows apart: ternary_gemv_avx2.cpp says why
-constexpr int64_t kAhead = 2048;
 
 BITNET_INLINE int32_t wrapped_difference(int32_t a, int32_t b) {
     return static_cast<int32_t>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b));
@@ -38,11 +37,11 @@ BITNET_INLINE void int8_tile(const Int8Job& job, int64_t m, const int64_t row[kS
         h[i] = job.h + row[i] * job.K;
         for (int t = 0; t < kTokens; ++t) sum[t][i] = Wide::zero();
     }
-    const int64_t whole = job.K / Wide::kBytes * Wide::kBytes;
+    const int64_t ahead = job.ahead, whole = job.K / Wide::kBytes * Wide::kBytes;
     for (int64_t k = 0; k < whole; k += Wide::kBytes) {
         Vec codes[kStreams];
         for (int i = 0; i < kStreams; ++i) {
-            _mm_prefetch(reinterpret_cast<const char*>(h[i] + k) + kAhead, _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(h[i] + k) + ahead, _MM_HINT_T0);
             codes[i] = Wide::flip(Wide::load(h[i] + k), half);
         }
         for (int t = 0; t < kTokens; ++t) {

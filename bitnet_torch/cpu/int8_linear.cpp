@@ -66,5 +66,6 @@ BITNET_EXPORT int bitnet_cpu_int8_linear(const int8_t* x_q, const float* x_scale
     job.y_dtype = static_cast<DType>(y_dtype);
     job.N = N;
     job.K = K;
+    job.ahead = prefetch_ahead().head;
     return multiply(job, x_q, x_scale, M, clamp_threads(threads));
 }

@@ -68,6 +68,18 @@ bool has_avx512vnni() {
 #endif
 #endif
 
+// Zen 5 and later.
+bool reads_far_ahead() {
+#if defined(BITNET_AVX2)
+    const Leaf vendor = cpuid(0);
+    const bool amd = vendor.ebx == 0x68747541u && vendor.edx == 0x69746e65u && vendor.ecx == 0x444d4163u;
+    const uint32_t version = cpuid(1).eax, family = version >> 8 & 0xf;
+    return amd && family == 0xf && family + (version >> 20 & 0xff) >= 0x1a;
+#else
+    return false;
+#endif
+}
+
 #if defined(BITNET_NEONDOT)
 bool has_neondot() {
 #if defined(__APPLE__)
@@ -136,6 +148,11 @@ const Kernels* fastest() {
 std::atomic<const Kernels*> chosen{nullptr};
 
 }  // namespace
+
+Ahead prefetch_ahead() {
+    static const bool far = reads_far_ahead();
+    return far ? Ahead{3072, 2048} : Ahead{384, 256};
+}
 
 const Kernels& kernels() {
     const Kernels* k = chosen.load(std::memory_order_relaxed);

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bitnet_torch.cpu._library import BAD_VALUE, INT, POINTER, SIZE, failure, function
+from bitnet_torch.cpu.large_pages import weight_buffer
 from bitnet_torch.errors import DeviceError
 from bitnet_torch.ops.layouts import Layout, register_layout
 from bitnet_torch.ops.pack_codes import raise_if_corrupt
@@ -34,7 +35,7 @@ def prepack(packed: Tensor, N: int) -> Tensor:
     _check_on_cpu(packed)
     packed = packed.contiguous()
     k = packed.shape[1]
-    buffer = torch.empty(nbytes(N, k), dtype=torch.uint8, device=packed.device)
+    buffer = weight_buffer(nbytes(N, k))
     status = _pack(
         packed.data_ptr(), N, k, buffer.data_ptr(), buffer.numel(), torch.get_num_threads()
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bitnet_torch.cpu._library import DTYPE_CODE, INT, POINTER, SIZE, failure, function
+from bitnet_torch.cpu.large_pages import ask_large_pages
 from bitnet_torch.ops import quantize_head as op
 from bitnet_torch.ops._registry import implement
 
@@ -16,6 +17,7 @@ _kernel = function("quantize_head", POINTER, INT, SIZE, SIZE, POINTER, POINTER, 
 def _launch(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = weight.contiguous()
     h = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    ask_large_pages(h)
     h_scale = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
     status = _kernel(
         weight.data_ptr(),

@@ -164,6 +164,7 @@ int screen(const Arguments& a, int threads) {
     job.y_dtype = kFloat32;
     job.N = a.N;
     job.K = a.K;
+    job.ahead = prefetch_ahead().head;
     for (int64_t m = 0; m < a.M; m += kBlock) {
         job.tokens = a.M - m < kBlock ? a.M - m : kBlock;
         for (int64_t i = 0; i < job.tokens; ++i) prepare_token(a, kernel, b, m + i, i);

@@ -12,8 +12,6 @@
 namespace bitnet {
 namespace {
 
-constexpr int64_t kAhead = 3072;  // bytes from use to prefetch, see ternary_avx2.hpp
-
 // The i-th set of kStreams panels out of [first, last), `apart` panels from one another. A stream that runs past the end
 // repeats the last panel, which is then written again with the same values.
 template <int kStreams>
@@ -39,11 +37,12 @@ BITNET_INLINE void one_token(const TernaryJob& job, const PanelSet<kVectors * Wi
     Vec a[kVectors], b[kVectors];
     for (int i = 0; i < kVectors; ++i) a[i] = b[i] = Wide::zero();
     const int8_t* x = job.x;
+    const int64_t ahead = job.ahead;
     for (int64_t at = 0, end = job.K_padded * 2; at < end; at += kStepBytes, x += kStepK) {
         // Each 64-byte line once: a line is two steps, and a step asks for the lines of half of the streams.
         constexpr int kHalf = kVectors * Wide::kPanels / 2;
         const int from = at & kStepBytes ? 0 : kHalf;
-        for (int j = 0; j < kHalf; ++j) Wide::prefetch(set.w[from + j] + at + kAhead);
+        for (int j = 0; j < kHalf; ++j) Wide::prefetch(set.w[from + j] + at + ahead);
         for (int i = 0; i < kVectors; ++i) {
             Vec v = Wide::load(set.w + i * Wide::kPanels, at);
             a[i] = Wide::dot(a[i], Wide::both(v, low), Wide::four(x));
@@ -69,11 +68,11 @@ BITNET_INLINE void tile(const TernaryJob& job, const PanelSet<kVectors * Wide::k
     for (int t = 0; t < kTokens; ++t)
         for (int i = 0; i < kVectors; ++i) sum[t][i] = Wide::zero();
     const int8_t* x = job.x + m * job.x_stride;
-    const int64_t stride = job.x_stride;
+    const int64_t stride = job.x_stride, ahead = job.ahead;
     for (int64_t at = 0, end = job.K_padded * 2; at < end; at += kStepBytes, x += kStepK) {
         Vec v[kVectors];
         for (int i = 0; i < kVectors; ++i) {
-            Wide::prefetch(set.w[i * Wide::kPanels + (at & kStepBytes ? 0 : Wide::kPanels - 1)] + at + kAhead);
+            Wide::prefetch(set.w[i * Wide::kPanels + (at & kStepBytes ? 0 : Wide::kPanels - 1)] + at + ahead);
             v[i] = Wide::load(set.w + i * Wide::kPanels, at);
         }
         for (int plane = 0; plane < 4; ++plane) {

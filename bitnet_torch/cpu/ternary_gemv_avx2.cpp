@@ -22,7 +22,7 @@ BITNET_INLINE void multiply_planes(const V v[kStreams], V mask, V x, V sum[kStre
     for (int i = 0; i < kStreams; ++i) multiply_add(sum[i], _mm256_and_si256(v[i], mask), x);
 }
 
-BITNET_INLINE void dot_streams(const Streams& s, const int8_t* x, int64_t steps, V total[kStreams]) {
+BITNET_INLINE void dot_streams(const Streams& s, const int8_t* x, int64_t steps, int64_t ahead, V total[kStreams]) {
     const V low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
     const V one = _mm256_set1_epi16(1), four = _mm256_set1_epi16(4);
     const uint8_t *w0 = s.w[0], *w1 = s.w[1], *w2 = s.w[2], *w3 = s.w[3];
@@ -36,8 +36,8 @@ BITNET_INLINE void dot_streams(const Streams& s, const int8_t* x, int64_t steps,
             V b[kStreams] = {zero(), zero(), zero(), zero()};
             for (int64_t step = s1; step < s2; ++step, at += kStepBytes, x += kStepK) {
                 // Each 64-byte line once: a line is two steps.
-                prefetch((step & 1 ? w0 : w2) + at + kPrefetchBytes);
-                prefetch((step & 1 ? w1 : w3) + at + kPrefetchBytes);
+                prefetch((step & 1 ? w0 : w2) + at + ahead);
+                prefetch((step & 1 ? w1 : w3) + at + ahead);
                 V v[kStreams] = {load(w0 + at), load(w1 + at), load(w2 + at), load(w3 + at)};
                 multiply_planes(v, low, broadcast4(x), a);
                 multiply_planes(v, high, broadcast4(x + 4), b);
@@ -68,7 +68,7 @@ void ternary_gemv(const TernaryJob& job, int64_t first, int64_t last) {
             s.w[j] = job.panels + panel[j] * bytes;
         }
         V total[kStreams];
-        dot_streams(s, job.x, job.K_padded / kStepK, total);
+        dot_streams(s, job.x, job.K_padded / kStepK, job.ahead, total);
         for (int j = 0; j < kStreams; ++j)
             store_panel(job, 0, panel[j], _mm256_sub_epi32(_mm256_srai_epi32(total[j], 2), x_sum));
     }

@@ -38,6 +38,7 @@ TernaryJob job_for(const LinearArguments& a, const TokenBlock& block) {
     job.tokens = block.tokens;
     job.N = a.N;
     job.K_padded = padded_k(a.K);
+    job.ahead = prefetch_ahead().codes;
     return job;
 }
 

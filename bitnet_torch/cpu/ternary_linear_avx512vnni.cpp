@@ -56,12 +56,12 @@ BITNET_INLINE void multiply_two_steps(const __m512i v[kStreams], __m512i x, __m5
 BITNET_INLINE void one_token_two_steps(const TernaryJob& job, const PanelSet<kStreams>& set) {
     __m512i a[kStreams], b[kStreams], v[kStreams];
     for (int i = 0; i < kStreams; ++i) a[i] = b[i] = _mm512_setzero_si512();
-    const int64_t bytes = job.K_padded * 2;
+    const int64_t bytes = job.K_padded * 2, ahead = job.ahead;
     const int8_t* x = job.x;
     int64_t at = 0;
     for (; at + 2 * kStepBytes <= bytes; at += 2 * kStepBytes, x += 2 * kStepK) {
         for (int i = 0; i < kStreams; ++i) {
-            prefetch(set.w[i] + at + kAhead);
+            prefetch(set.w[i] + at + ahead);
             v[i] = _mm512_loadu_si512(set.w[i] + at);
         }
         multiply_two_steps(v, _mm512_broadcast_i64x4(load(x)), a, b);
