@@ -20,7 +20,7 @@ class Subject:
     """What was measured. Two rows of the same subject can be compared.
 
     Attributes:
-        suite: ``"ops"``, ``"model"``, ``"train"`` or ``"memory"``.
+        suite: ``"ops"``, ``"model"``, ``"floors"``, ``"train"`` or ``"memory"``.
         op: The op, or what the program did.
         candidate: Who computed it: a backend, or a form of the model.
         baseline: Beside what; empty if alone.

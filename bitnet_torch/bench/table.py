@@ -54,7 +54,8 @@ def render_header(row: Row) -> str:
 def _cells(row: Row) -> list[str]:
     s = row.subject
     show = _unit(row.value)
-    rate = row.tokens_per_s if s.suite in ("model", "train") else None
+    whole = s.suite in ("model", "train") or (s.suite == "floors" and s.layers > 0)
+    rate = row.tokens_per_s if whole else None
     extra = "" if rate is None else f" ({rate:.4g} tok/s)"
     return [
         s.op,

@@ -24,6 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     _add_ops(suites)
     _add_model(suites)
     _add_peers(suites)
+    _add_floors(suites)
     _add_train(suites)
     _add_memory(suites)
     bench_tune.add_parser(suites, _layer)
@@ -115,6 +116,25 @@ def _add_peers(suites: argparse._SubParsersAction[Parser]) -> None:
         choices=("Q6_K", "Q8_0", "F16", "BF16", "F32"),
         default="Q6_K",
         help="type of llama.cpp's embedding and head (default: %(default)s)",
+    )
+    _add_output(parser)
+
+
+def _add_floors(suites: argparse._SubParsersAction[Parser]) -> None:
+    parser = add_command(
+        suites,
+        "floors",
+        bench_run.run_floors,
+        purpose="time products and a checkpoint beside the machine's limits, in turn",
+        example="bitnet bench floors model-2b --only gemv --only decode",
+    )
+    parser.add_argument("model", metavar="MODEL", help="checkpoint folder")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="CASE", help="only this case"
+    )
+    parser.add_argument("--prompt", type=int, default=512, metavar="T", help="tokens of the prompt")
+    parser.add_argument(
+        "--context", action="append", type=int, metavar="T", help="tokens before the decoded one"
     )
     _add_output(parser)
 

@@ -74,6 +74,18 @@ def run_model(args: argparse.Namespace) -> int:
     return _measure(args, model_cases(args.model, args.prompt, dtype))
 
 
+def run_floors(args: argparse.Namespace) -> int:
+    """Time a checkpoint beside the limits of the machine."""
+    import torch
+
+    from bitnet_torch.bench.floor_suite import CONTEXTS, FloorPlan, floor_cases
+
+    threads = torch.get_num_threads() if args.threads is None else args.threads
+    contexts = tuple(args.context or CONTEXTS)
+    plan = FloorPlan(args.model, threads, tuple(args.only), args.prompt, contexts)
+    return _measure(args, floor_cases(plan))
+
+
 def run_train(args: argparse.Namespace) -> int:
     """Time a training step and its parts, and count what it keeps."""
     from bitnet_torch.bench.telemetry_case import telemetry_case

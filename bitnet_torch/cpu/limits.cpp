@@ -82,7 +82,7 @@ BITNET_TARGET("avx512f") uint64_t read_avx512(const uint8_t* p, int64_t bytes, i
 #define BITNET_TWELVE(f) f(s0) f(s1) f(s2) f(s3) f(s4) f(s5) f(s6) f(s7) f(s8) f(s9) f(s10) f(s11)
 #define BITNET_MACS(name, isa, V, ones, width, step, add)                                                   \
     BITNET_TARGET(isa) int64_t name(int64_t rounds, int32_t* sink) {                                        \
-        V code = ones, x = ones;                                                                            \
+        [[maybe_unused]] const V words = ones; V code = ones, x = ones;                                                                            \
         V s0 = x, s1 = x, s2 = x, s3 = x, s4 = x, s5 = x, s6 = x, s7 = x, s8 = x, s9 = x, s10 = x, s11 = x; \
         for (int64_t r = 0; r < rounds; ++r) {                                                              \
             BITNET_TWELVE(step)                                                                             \
@@ -95,10 +95,13 @@ BITNET_TARGET("avx512f") uint64_t read_avx512(const uint8_t* p, int64_t bytes, i
 #define BITNET_NEW(v) __asm__ volatile("" : "+v"(v));
 #define BITNET_MADDUBS256(s) BITNET_NEW(code) s = _mm256_add_epi16(s, _mm256_maddubs_epi16(code, x)); BITNET_NEW(s)
 #define BITNET_MADDUBS512(s) BITNET_NEW(code) s = _mm512_add_epi16(s, _mm512_maddubs_epi16(code, x)); BITNET_NEW(s)
+#define BITNET_MADDWD256(s) \
+    BITNET_NEW(code) s = _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(code, x), words)); BITNET_NEW(s)
 #define BITNET_DPBUSD256(s) s = _mm256_dpbusd_avx_epi32(s, code, x); BITNET_NEW(s)
 #define BITNET_DPBUSD512(s) s = _mm512_dpbusd_epi32(s, code, x); BITNET_NEW(s)
 
 BITNET_MACS(macs_maddubs256, "avx2", __m256i, _mm256_set1_epi8(1), 32, BITNET_MADDUBS256, _mm256_add_epi16)
+BITNET_MACS(macs_maddwd256, "avx2", __m256i, _mm256_set1_epi8(1), 32, BITNET_MADDWD256, _mm256_add_epi32)
 BITNET_MACS(macs_maddubs512, "avx512f,avx512bw", __m512i, _mm512_set1_epi8(1), 64, BITNET_MADDUBS512, _mm512_add_epi16)
 #endif
 #if defined(BITNET_VNNI)
@@ -126,6 +129,7 @@ const Unit kUnits[] = {
     {"plain", [] { return true; }, macs_plain},
 #if defined(BITNET_WIDE)
     {"maddubs256", [] { return __builtin_cpu_supports("avx2") != 0; }, macs_maddubs256},
+    {"maddwd256", [] { return __builtin_cpu_supports("avx2") != 0; }, macs_maddwd256},
     {"maddubs512", [] { return __builtin_cpu_supports("avx512bw") != 0; }, macs_maddubs512},
 #endif
 #if defined(BITNET_VNNI)

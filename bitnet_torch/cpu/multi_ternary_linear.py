@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -79,6 +79,35 @@ def _launch(
     if status:
         raise failure("multi_ternary_linear", status)
     return ys
+
+
+def bound_call(
+    x_q: Tensor, x_scale: Tensor, codes: Tensor, w_scale: Tensor, dtype: torch.dtype, threads: int
+) -> Callable[[], Tensor]:
+    """Return one product (M, N) as the kernel alone: its arguments are made here, once.
+
+    Args:
+        x_q: (M, K) int8.
+        x_scale: (M,) float32.
+        codes: panel8 buffer; N is what fills it, a multiple of 8.
+        w_scale: () float32.
+        dtype: Of the result, which every call writes anew.
+        threads: Threads.
+    """
+    m, k = x_q.shape
+    n = codes.numel() // (-(-k // 16) * 32) * 8
+    y = torch.empty((m, n), dtype=dtype, device=x_q.device)
+    where = (codes.data_ptr(), codes.numel(), w_scale.data_ptr(), 1, None, 0)
+    matrix = MatrixArguments(*where, y.data_ptr(), DTYPE_CODE[dtype], m, n, k)
+    held = (x_q, x_scale, codes, w_scale)
+
+    def call() -> Tensor:
+        status = _kernel(held[0].data_ptr(), held[1].data_ptr(), ctypes.byref(matrix), 1, threads)
+        if status:
+            raise failure("multi_ternary_linear", status)
+        return y
+
+    return call
 
 
 def _panels(prepacked: Tensor, layout: str, n: int, k: int) -> Tensor:
