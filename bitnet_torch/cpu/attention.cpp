@@ -13,6 +13,7 @@ using namespace bitnet;
 namespace {
 
 constexpr int64_t kBlockRows = 32;
+constexpr int64_t kCost = 10;       // of an element of a key and of its value, in the units of useful_threads
 constexpr int64_t kMostThreads = 4;  // blocks for each thread, below which chunks are dealt out
 
 struct Side {  // keys or values
@@ -52,19 +53,32 @@ struct Attention {
     int64_t seen(const Block& block) const { return seen_by(block, block.rows - 1); }
     int64_t chunks(const Block& block) const { return (seen(block) + kKeyChunk - 1) / kKeyChunk; }
 
+    // Asks for a chunk that is needed soon: a cache of all layers comes from memory.
+    void expect(const Side& side, const Block& block, int64_t chunk) const {
+#if defined(__GNUC__)
+        const int64_t from = chunk * kKeyChunk, left = seen(block) - from, count = left < kKeyChunk ? left : kKeyChunk;
+        const int64_t at = block.b * side.batch + block.head * side.head + (block.low + from) * side.token;
+        const char* rows = side.data + at * size_of_element();
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t d = 0; d < D * size_of_element(); d += 64)
+                __builtin_prefetch(rows + i * side.token * size_of_element() + d);
+#else
+        static_cast<void>(side), static_cast<void>(block), static_cast<void>(chunk);
+#endif
+    }
+
     // Keys or values of one chunk as float32 rows, and rows of zeros after them up to a whole group.
     int64_t widen(const Side& side, const Block& block, int64_t chunk, float* panel) const {
         const int64_t from = chunk * kKeyChunk, left = seen(block) - from, count = left < kKeyChunk ? left : kKeyChunk;
         const int64_t at = block.b * side.batch + block.head * side.head + (block.low + from) * side.token;
-        for (int64_t i = 0; i < count; ++i) {
-            const char* row = side.data + (at + i * side.token) * size_of_element();
-            float* wide = panel + i * panel_stride();
-            if (codes)
-                step.widen_codes(reinterpret_cast<const int8_t*>(row), D, wide);
-            else
-                kernel.widen_row(row, dtype, D, wide);
-            for (int64_t d = D; d < width(); ++d) wide[d] = 0.0f;
-        }
+        const char* rows = side.data + at * size_of_element();
+        if (codes)
+            for (int64_t i = 0; i < count; ++i)
+                step.widen_codes(reinterpret_cast<const int8_t*>(rows) + i * side.token, D, panel + i * panel_stride());
+        else
+            step.widen_rows(rows, dtype, side.token, count, D, panel, panel_stride());
+        for (int64_t i = 0; D < width() && i < count; ++i)
+            for (int64_t d = D; d < width(); ++d) panel[i * panel_stride() + d] = 0.0f;
         for (int64_t i = count; i < round_up(count, kKeyGroup); ++i)
             std::memset(panel + i * panel_stride(), 0, static_cast<size_t>(width()) * sizeof(float));
         return count;
@@ -94,6 +108,7 @@ struct Attention {
     // The scores of a chunk into s (rows, stride), and what is largest so far into m.
     void score(const Block& block, const float* x, int64_t chunk, float* panel, float* s, int64_t stride, float* m) const {
         const int64_t count = widen(keys, block, chunk, panel);
+        expect(values, block, chunk);
         float* here = s + chunk * kKeyChunk;
         step.scores(x, round_up(block.rows, 2), panel, panel_stride(), round_up(count, kKeyGroup), width(), here, stride);
         for (int64_t r = 0; r < block.rows; ++r) {
@@ -262,7 +277,8 @@ BITNET_EXPORT int bitnet_cpu_attention(const void* q, int dtype, const void* key
     const Attention work{kernel, *kernel.attention, static_cast<const char*>(q), static_cast<DType>(dtype), strides[0],
                          strides[1], strides[2], key_side, value_side, key_scale != nullptr, factor, *start, first, B, heads,
                          kv_heads, T, D, L, static_cast<char*>(out)};
-    threads = useful_threads(clamp_threads(threads), B * heads * T * (*start + T) * D);
+    // A product with a key and one with a value, in float32: about a tenth of what a core does with integers.
+    threads = useful_threads(clamp_threads(threads), kCost * B * heads * T * (*start + T) * D);
     bool whole = threads == 1 || work.blocks() >= threads * kMostThreads;
     // Blocks that begin in the padding are cut up, which only the other way knows.
     for (int64_t b = 0; !whole && T > 1 && first != nullptr && b < B; ++b) whole = first[b] > *start;

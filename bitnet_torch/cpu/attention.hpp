@@ -15,6 +15,8 @@ constexpr float kLowestGap = -86.0f;
 
 struct AttentionKernels {
     void (*widen_codes)(const int8_t* x, int64_t count, float* y);
+    // `rows` rows of `count` elements, x_stride apart, to rows y_stride apart.
+    void (*widen_rows)(const void* x, DType dtype, int64_t x_stride, int64_t rows, int64_t count, float* y, int64_t y_stride);
     // s[r * s_stride + i] = q[r] . keys[i] over an even number of rows and a multiple of kKeyGroup keys.
     void (*scores)(const float* q, int64_t rows, const float* keys, int64_t key_stride, int64_t keys_count, int64_t width,
                    float* s, int64_t s_stride);

@@ -15,6 +15,19 @@ void widen_codes(const int8_t* x, int64_t count, float* y) {
     for (; i < count; ++i) y[i] = static_cast<float>(x[i]);
 }
 
+// One call for a chunk: of a row alone, calling is a third of the work.
+void widen_rows(const void* x, DType dtype, int64_t x_stride, int64_t rows, int64_t count, float* y, int64_t y_stride) {
+    for (int64_t r = 0; r < rows; ++r, y += y_stride) {
+        const void* row = element(x, dtype, r * x_stride);
+        if (dtype != kBFloat16 || count % 32 != 0) {
+            avx2::widen_row(row, dtype, count, y);
+            continue;
+        }
+        for (int64_t i = 0; i < count; i += 32)
+            for (int64_t j = i; j < i + 32; j += 8) _mm256_storeu_ps(y + j, LoadBF16::eight(row, j));
+    }
+}
+
 // The lanes of each of 2 x 4 accumulators added up as the contract says: row 0's four sums, then row 1's.
 BITNET_INLINE __m256 sums(const __m256* a, const __m256* b) {
     __m256 t[4];
@@ -157,6 +170,6 @@ void values(const float* w, int64_t w_stride, const int64_t* counts, int64_t row
 }  // namespace
 
 namespace avx2 {
-const AttentionKernels attention = {widen_codes, scores, peak, weights, values};
+const AttentionKernels attention = {widen_codes, widen_rows, scores, peak, weights, values};
 }
 }  // namespace bitnet

@@ -24,6 +24,10 @@ void widen_codes(const int8_t* x, int64_t count, float* y) {
     for (int64_t i = 0; i < count; ++i) y[i] = static_cast<float>(x[i]);
 }
 
+void widen_rows(const void* x, DType dtype, int64_t x_stride, int64_t rows, int64_t count, float* y, int64_t y_stride) {
+    for (int64_t r = 0; r < rows; ++r) scalar::widen_row(element(x, dtype, r * x_stride), dtype, count, y + r * y_stride);
+}
+
 void scores(const float* q, int64_t rows, const float* keys, int64_t key_stride, int64_t keys_count, int64_t width,
             float* s, int64_t s_stride) {
     for (int64_t r = 0; r < rows; ++r)
@@ -67,6 +71,6 @@ void values(const float* w, int64_t w_stride, const int64_t* counts, int64_t row
 }  // namespace
 
 namespace scalar {
-const AttentionKernels attention = {widen_codes, scores, peak, weights, values};
+const AttentionKernels attention = {widen_codes, widen_rows, scores, peak, weights, values};
 }
 }  // namespace bitnet
