@@ -60,8 +60,11 @@ struct Attention {
         const int64_t at = block.b * side.batch + block.head * side.head + (block.low + from) * side.token;
         const char* rows = side.data + at * size_of_element();
         for (int64_t i = 0; i < count; ++i)
-            for (int64_t d = 0; d < D * size_of_element(); d += 64)
-                __builtin_prefetch(rows + i * side.token * size_of_element() + d);
+            for (int64_t d = 0; d < D * size_of_element(); d += 64) {
+                const char* line = rows + i * side.token * size_of_element() + d;
+                __builtin_prefetch(line);
+                __asm__ volatile("" : : "r"(line));  // or the compiler takes the whole for doing nothing
+            }
 #else
         static_cast<void>(side), static_cast<void>(block), static_cast<void>(chunk);
 #endif

@@ -106,6 +106,9 @@ def _tried(kernels: Kernels) -> list[str]:
         _row("Tried", f"a small layer on {device} {verdict[same]}")
         for device, same in kernels.checks.items()
     ]
+    for device, reason in kernels.steps.items():
+        how = f"op by op: {reason}" if reason else "through all layers in one call"
+        layers.append(_row("", f"decode steps on {device} run {how}"))
     for device, reason in kernels.graphs.items():
         how = f"run launch by launch: {reason}" if reason else "are replayed from a recorded graph"
         layers.append(_row("", f"decode steps on {device} {how}"))

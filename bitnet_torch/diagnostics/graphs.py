@@ -1,4 +1,4 @@
-"""Whether decode steps are recorded on a device and replayed, found out by doing it."""
+"""How decode steps run on a device, found out by trying: in one call, or recorded and replayed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from bitnet_torch.generate.head import NextLogits
 from bitnet_torch.generate.step_graph import RECORDERS, GraphedModel, with_graphs
 from bitnet_torch.models import CausalLM, ModelConfig
+from bitnet_torch.models.native import reason_against_native
 from bitnet_torch.nn import pack
 
 DIFFERS = "a replayed step does not have the bits of an eager one"
@@ -29,15 +30,26 @@ def reason_against_graphs(device: str) -> str:
     """Record and replay the steps of a tiny model on ``device``; return why not, or nothing."""
     if device not in RECORDERS:
         return f"{device} records no graphs"
-    model = CausalLM(_TINY, device=device).eval()
-    model.init_weights(0)
-    pack(model)
+    model = _tiny_model(device)
     graphed = with_graphs(model, model)
     got, want = _logits(graphed, device), _logits(model, device)
     if isinstance(graphed, GraphedModel) and graphed.reason:
         return graphed.reason
     same = torch.equal(got.view(torch.int32), want.view(torch.int32))
     return "" if same else DIFFERS
+
+
+@torch.inference_mode()
+def reason_against_one_call(device: str) -> str:
+    """Return why a decode step of a packed model does not run in one call there, or nothing."""
+    return reason_against_native(_tiny_model(device).model, device)
+
+
+def _tiny_model(device: str) -> CausalLM:
+    model = CausalLM(_TINY, device=device).eval()
+    model.init_weights(0)
+    pack(model)
+    return model
 
 
 def _logits(reader: NextLogits, device: str) -> Tensor:

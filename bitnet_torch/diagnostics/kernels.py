@@ -10,7 +10,7 @@ import torch
 from bitnet_torch import ops
 from bitnet_torch.cpu import isa
 from bitnet_torch.cpu._library import build_record
-from bitnet_torch.diagnostics.graphs import reason_against_graphs
+from bitnet_torch.diagnostics.graphs import reason_against_graphs, reason_against_one_call
 from bitnet_torch.ops._registry import BACKEND_DEVICE
 
 
@@ -57,6 +57,7 @@ class Kernels:
         checks: Device type to whether a small layer had the reference's bits there.
         graphs: Type of each accelerator to why decode steps are not replayed from a graph there;
             empty if they are.
+        steps: Why a decode step does not run in one call on the CPU; empty if it does.
     """
 
     backends: tuple[BackendFact, ...]
@@ -66,6 +67,7 @@ class Kernels:
     build: dict[str, Any]
     checks: dict[str, bool]
     graphs: dict[str, str]
+    steps: dict[str, str]
 
 
 def examine_kernels(present: tuple[str, ...]) -> Kernels:
@@ -81,6 +83,7 @@ def examine_kernels(present: tuple[str, ...]) -> Kernels:
         build=build_record(),
         checks={device: _has_reference_bits(device) for device in present},
         graphs={d: reason_against_graphs(d) for d in present if d != "cpu"},
+        steps={d: reason_against_one_call(d) for d in present if d == "cpu"},
     )
 
 

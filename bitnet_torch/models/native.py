@@ -53,22 +53,36 @@ def run_native(
     return plan.runner(input_ids, CacheViews(cache.storage, cache.scales, cache.start, first))
 
 
+def reason_against_native(decoder: nn.Module, device: str) -> str:
+    """Return why a small step of ``decoder`` would run op by op now; empty if in one call."""
+    backend = decoder_step_on(device)
+    if backend is None:
+        return f"no backend runs decoder steps on {device}"
+    if not is_plain_inference(backend.name, device):
+        return "this is no inference, or somebody looks into it"
+    plan = _Plan(decoder, backend)
+    return plan.reason or ("a module is watched or replaced" if plan.state.is_watched() else "")
+
+
 class _Plan:
     """What a decoder was found to be, and what runs it.
 
     Attributes:
         state: Tells whether it still is.
         runner: None if it must run layer by layer.
+        reason: Why it must; empty if it need not.
         held: Dtypes that the cache may have.
     """
 
     def __init__(self, decoder: nn.Module, backend: Backend) -> None:
         self.state = ModuleState(decoder)
         self.runner: Runner | None = None
+        self.reason = ""
         self.held: tuple[torch.dtype, ...] = ()
         try:
             weights = weights_of(decoder, backend.layout)
         except Unfit as why:
+            self.reason = str(why)
             logger.debug("a decoder runs op by op: %s", why)
             return
         self.runner, self.held = backend.make(weights), (weights.embedding.dtype, torch.int8)

@@ -60,6 +60,34 @@ int bitnet_cpu_rope_kv_write(const void*, const void*, const void*, int, const f
 int bitnet_cpu_attention(const void*, int, const void*, const void*, const float*, const float*, const int64_t*,
                          const int64_t*, const int64_t*, float, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, void*,
                          int);
+struct Norm {  // and the rest: the arguments of decoder_step.cpp
+    const void* weight;
+    int dtype;
+    float eps;
+};
+struct Layer {
+    Matrix matrices[7];
+    Norm norms[6];
+};
+struct Step {
+    const void* embedding;
+    const float *cos, *sin;
+    const Layer* layers;
+    int64_t layer_count, vocab, hidden, inner, heads, kv_heads, D, positions;
+    Norm norm;
+    float factor;
+    int dtype, activation;
+};
+struct Call {
+    const int64_t* ids;
+    int64_t B, T;
+    void* storage;
+    float* scales;
+    int64_t L;
+    const int64_t *start, *first;
+    void* out;
+};
+int bitnet_cpu_decoder_step(const Step*, const Call*, int);
 }
 
 namespace {
@@ -198,6 +226,42 @@ void run_cache(int64_t M, int64_t K, int dtype, bool int8, int64_t spare, int th
             "attention");
 }
 
+// Two layers with and without the norms that a model may have, over a cache with room for one token more.
+void run_step(int64_t T, int64_t D, int dtype, bool int8, bool norms, int threads) {
+    const int64_t B = 2, heads = 4, kv_heads = 2, hidden = 33, inner = 41, vocab = 5, L = T + 3, start = 2;
+    const int64_t size = dtype == 0 ? 4 : 2, wide = heads * D, narrow = kv_heads * D, slots = 2 * 2 * B * kv_heads * L;
+    const int64_t N[] = {wide, narrow, narrow, hidden, inner, inner, hidden};
+    const int64_t K[] = {hidden, hidden, hidden, wide, hidden, hidden, inner};
+    const int64_t norm_sizes[] = {hidden, D, D, wide, hidden, inner};
+    const auto embedding = numbers(vocab * hidden, dtype), table = numbers(L * D / 2, 0), bias = numbers(wide + inner + hidden, 1);
+    auto w_scale = buffer<float>(1);
+    w_scale[0] = 0.5f;
+    std::vector<std::unique_ptr<uint8_t[]>> held;
+    Layer layer{};
+    for (int i = 0; i < 7; ++i) {
+        const int64_t bytes = (N[i] + 7) / 8 * ((K[i] + 15) / 16) * 32;
+        held.push_back(buffer<uint8_t>(bytes));
+        std::memset(held.back().get(), 0x61, static_cast<size_t>(bytes));  // codes 1, 0, 2, 1
+        layer.matrices[i] = {held.back().get(), bytes, w_scale.get(), 1, i % 2 ? bias.get() : nullptr, 1, nullptr, 0, 0, N[i], K[i]};
+    }
+    for (int i = 0; i < 6; ++i) {
+        held.push_back(numbers(norm_sizes[i], 0));
+        if (norms || i == 0 || i == 4) layer.norms[i] = {held.back().get(), 0, 1e-5f};
+    }
+    const Layer layers[] = {layer, layer};
+    auto storage = buffer<uint8_t>(slots * D * (int8 ? 1 : size)), out = buffer<uint8_t>(B * T * hidden * size);
+    auto scales = buffer<float>(slots);
+    std::memset(storage.get(), 1, static_cast<size_t>(slots * D * (int8 ? 1 : size)));
+    std::memset(scales.get(), 0, static_cast<size_t>(slots) * sizeof(float));
+    auto ids = buffer<int64_t>(B * T);
+    for (int64_t i = 0; i < B * T; ++i) ids[i] = i % vocab;
+    const int64_t first[] = {0, 3};
+    const auto* angles = reinterpret_cast<const float*>(table.get());
+    const Step step{embedding.get(), angles, angles, layers, 2, vocab, hidden, inner, heads, kv_heads, D, L, layer.norms[0], 0.5f, dtype, norms};
+    const Call call{ids.get(), B, T, storage.get(), int8 ? scales.get() : nullptr, L, &start, first, out.get()};
+    require(bitnet_cpu_decoder_step(&step, &call, threads), "decoder_step");
+}
+
 void run_all(int threads) {
     const int64_t Ms[] = {0, 1, 2, 3, 5, 12, 13, 129}, Ns[] = {0, 1, 7, 8, 9, 33, 71}, Ks[] = {0, 1, 15, 16, 17, 255, 300};
     int dtype = 0;
@@ -209,6 +273,7 @@ void run_all(int threads) {
             run_rows(M, K, dtype = (dtype + 1) % 3, threads);
             run_cache(M, K, dtype, K % 2 == 0, M % 4 + 1, threads);
         }
+    for (int i = 0; i < 12; ++i) run_step(i % 4 + 1, 2 + 6 * (i % 3), i % 3, i % 2 == 0, i < 6, threads);
     run_cache(1, 64, 1, false, 5000, threads);
     run_cache(3, 64, 0, true, 5001, threads);
     run_rows(150, 2000, 1, threads);

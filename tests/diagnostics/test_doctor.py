@@ -13,6 +13,7 @@ from bitnet_torch import ops
 from bitnet_torch.diagnostics import doctor, graphs, kernels, machine
 from bitnet_torch.diagnostics.doctor import examine
 from bitnet_torch.diagnostics.doctor_text import render
+from bitnet_torch.models import native
 from bitnet_torch.ops._registry import forced_backend
 from bitnet_torch.ops.backends import Backend
 from tests.recorder import FakeRecorder, recording_on
@@ -181,3 +182,25 @@ def test_the_report_says_whether_decode_steps_are_replayed(monkeypatch, reason, 
     report = examine()
     assert report.usable is usable
     assert shown in render(report)
+
+
+def test_the_report_says_whether_a_step_runs_in_one_call(monkeypatch):
+    report = examine()
+    assert report.kernels.steps == {"cpu": ""}
+    assert "decode steps on cpu run through all layers in one call" in render(report)
+    monkeypatch.setattr(native, "decoder_step_on", lambda device: None)
+    report = examine()
+    assert report.usable
+    assert "run op by op: no backend runs decoder steps on cpu" in render(report)
+
+
+def test_a_step_that_is_watched_or_not_ours_has_its_reason(monkeypatch):
+    model = graphs._tiny_model("cpu")
+    assert "no inference" in native.reason_against_native(model.model, "cpu")
+    with torch.inference_mode():
+        assert native.reason_against_native(model.model, "cpu") == ""
+        hook = model.model.norm.register_forward_hook(lambda *_: None)
+        assert "watched" in native.reason_against_native(model.model, "cpu")
+        hook.remove()
+        model.model.norm = torch.nn.Identity()
+        assert "Identity" in native.reason_against_native(model.model, "cpu")
