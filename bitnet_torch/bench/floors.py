@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -35,7 +36,12 @@ def reading(nbytes: int, threads: int) -> Contender:
 
 
 def _read(
-    read: Call, memory: torch.Tensor, start: int, nbytes: int, threads: int, fold: ctypes.c_uint64
+    read: Callable[..., int],
+    memory: torch.Tensor,
+    start: int,
+    nbytes: int,
+    threads: int,
+    fold: ctypes.c_uint64,
 ) -> None:
     read(memory.data_ptr() + start, nbytes, STREAMS, threads, ctypes.byref(fold))
 
