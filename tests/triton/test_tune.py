@@ -28,6 +28,13 @@ class Clock:
         return self.seconds * (1 + 1e-3 * (self.turn % 3))
 
 
+class Misleading(Clock):
+    """Takes half as long while it is measured alone."""
+
+    def sample(self):
+        return super().sample() * (0.5 if self.turn <= tuning.SAMPLES else 1)
+
+
 class Gpu:
     """The kernels' device with a clock of its own: block_n says how long a launch takes."""
 
@@ -35,13 +42,15 @@ class Gpu:
         self.device = torch.device(DEVICE)
         self.arch = policy.arch_of(self.device)
         self.settled, self._seconds = 0, seconds
+        self.kind, self.clocks = Clock, []
 
     def copies(self, nbytes):
         return 2
 
     def sampler(self, calls):
         assert len({call.args[1].data_ptr() for call in calls}) == 2
-        return Clock(self._seconds[calls[0].args[0].config.block_n])
+        self.clocks.append(self.kind(self._seconds[calls[0].args[0].config.block_n]))
+        return self.clocks[-1]
 
     def settle(self):
         self.settled += 1
@@ -71,8 +80,25 @@ def test_the_fastest_that_is_proven_faster_is_found_with_both_times():
 
 
 def test_the_shipped_row_stays_where_nothing_is_faster_by_two_per_cent():
-    found = ran(Search(ONE, Gpu({32: 4e-6, 8: 3.95e-6, 16: 5e-6})))
+    gpu = Gpu({32: 4e-6, 8: 3.95e-6, 16: 5e-6})
+    found = ran(Search(ONE, gpu))
     assert (found.tried, found.tuned) == (3, None)
+    # Nobody had to fight for it.
+    assert [clock.turn for clock in gpu.clocks] == [tuning.SAMPLES] * 3
+
+
+def test_who_seems_to_be_faster_has_to_prove_it_in_pairs():
+    gpu = Gpu({32: 4e-6, 8: 4e-6, 16: 6e-6})
+    gpu.kind = Misleading
+    search = Search(ONE, gpu)
+    steps = search.steps()
+    next(steps)
+    # The champion has been honest; the challenger is fast only until it meets it.
+    search._champion = search._champion._replace(seconds=4e-6)
+    search._shipped = search._champion
+    next(steps)
+    assert search.found().tuned is None
+    assert gpu.clocks[1].turn == tuning.SAMPLES + tuning.PAIRS
 
 
 class Spilled:

@@ -75,6 +75,7 @@ def test_rules_of_other_problems_stay_and_of_the_same_are_replaced(place):
 
 def test_nobody_else_may_enter_the_folder_or_read_the_file(place):
     before = os.umask(0)
+    place.parent.mkdir(parents=True, mode=0o755)
     try:
         keep([tuned()], HERE)
     finally:
@@ -151,6 +152,7 @@ def config(key, value):
         (rule("least_tokens", 1.0), "no launch is for 1.0 to 1 tokens"),
         (rule("kernel", "few"), "no configuration that tuning would try"),
         (rule("kernel", ["gemv"]), "kernel must be a name"),
+        (rule("microseconds", float("nan")), "must be microseconds above 0"),
         (rule("microseconds", -1), "must be microseconds above 0"),
         (rule("microseconds", "3"), "must be microseconds above 0"),
         (config("block_k", 511), "no configuration that tuning would try"),

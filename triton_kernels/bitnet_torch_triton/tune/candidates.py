@@ -20,8 +20,10 @@ OP = "ternary_linear"
 BUCKETS = ((1, 1), (2, 8), (9, 16), (17, 32), (33, 64), (65, 128), (129, 512), (513, None))
 # Where the last one is measured.
 MANY = 2048
-# Rows of codes that a warp's matrix instruction takes, and codes of a group and of a turn.
-ROWS, GROUP, TURN = 16, 256, 512
+# Rows of codes that a warp's matrix instruction takes, and codes of a turn of few tokens.
+ROWS, TURN = 16, 512
+# Sums that the registers of a warp hold.
+SUMS = 2048
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def _gemv(arch: str) -> Iterator[KernelConfig]:
 
 def _few() -> Iterator[KernelConfig]:
     for n, warps, split in product((16, 32, 64, 128, 256), (2, 4, 8), (1, 2, 4, 8)):
-        if split <= warps and n % (ROWS * (warps // split)) == 0:
+        # Of 128 rows of a warp the sums would not fit the registers.
+        if split <= warps and n // (warps // split) in (ROWS, 2 * ROWS, 4 * ROWS):
             yield KernelConfig(block_n=n, block_k=TURN, split_k=split, num_warps=warps)
 
 
@@ -107,6 +110,7 @@ def _gemm(tokens: int, arch: str) -> Iterator[KernelConfig]:
     wide = [m for m in (16, 32, 64, 128) if m <= max(16, tokens)]
     stages = (2,) if arch == INTERPRETER else (3, 4) if arch == "sm_90" else (2, 3, 4, 5)
     for m, n, warps, deep in product(wide, (64, 128), (4, 8), stages):
-        # Each warp has rows of its own, so that none unpacks what another has unpacked.
-        if n >= warps * ROWS:
+        # Each warp has rows of its own, so that none unpacks what another has unpacked, and its
+        # sums fit the registers.
+        if n >= warps * ROWS and m * n <= warps * SUMS:
             yield KernelConfig(block_m=m, block_n=n, block_k=64, num_warps=warps, num_stages=deep)

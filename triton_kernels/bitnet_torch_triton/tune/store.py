@@ -163,7 +163,7 @@ def read(path: Path, environment: Environment) -> list[Tuned]:
     if len(raw) > _MOST_BYTES:
         raise ConfigurationError(f"it is larger than {_MOST_BYTES} bytes")
     try:
-        values = json.loads(raw, parse_constant=_no_constant)
+        values = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"it is not JSON: {error}") from error
     whole = _object(values, "the file", {"version", "environment", "rules"})
@@ -280,7 +280,3 @@ def _time(value: Any, where: str) -> float:
     if type(value) not in (int, float) or not 0 < value < 1e9:
         raise ConfigurationError(f"{where} must be microseconds above 0, got {value!r:.80}")
     return float(value)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
