@@ -3,8 +3,8 @@
 In a process of its own: it must not interpret, whatever this process does, and registers a backend
 when it is imported, which other tests must not see.
 
-``python -m tests.triton.aot`` writes ``aot_baseline.json`` with the Triton at hand, and
-``python -m tests.triton.aot --check`` compares all eight targets with it.
+``python -m tests.triton.aot [KERNEL ...]`` writes ``aot_baseline.json`` (the rows of these kernels
+or all) with the Triton at hand, and with ``--check`` compares all eight targets with it.
 """
 
 import json
@@ -71,13 +71,18 @@ def read_baseline():
     }
 
 
-def write_baseline(entries):
-    """Commit to what was compiled."""
-    kernels = {}
+def write_baseline(entries, kept):
+    """Commit to what was compiled, and to the rows ``kept`` of other kernels.
+
+    Args:
+        entries: Of the report.
+        kept: Kernels as in the file.
+    """
+    kernels = dict(kept)
     for e in entries:
         rows = kernels.setdefault(e["kernel"], {}).setdefault(e["variant"], {})
         rows[e["arch"]] = list(row(e).values())
-    text = json.dumps({"triton": version("triton"), "kernels": kernels})
+    text = json.dumps({"triton": version("triton"), "kernels": dict(sorted(kernels.items()))})
     # A line for each architecture of a variant.
     for arch in ARCHS:
         text = text.replace(f'"{arch}": [', f'\n"{arch}": [')
@@ -141,23 +146,29 @@ def complaints(arch, cache, kernels=()):
 
 def main(arguments):
     """Write the baseline, or check all of it."""
+    names = tuple(a for a in arguments if a != "--check")
     with tempfile.TemporaryDirectory() as cache:
-        if arguments == ["--check"]:
-            found = {arch: complaints(arch, cache) for arch in ARCHS}
-            for arch, of_arch in found.items():
-                for (kernel, variant), bad in of_arch.items():
-                    print(f"{arch} {kernel} [{variant}]: {', '.join(bad)}")
-            return int(any(found.values()))
+        if "--check" in arguments:
+            found = {arch: complaints(arch, cache, names) for arch in ARCHS}
+            return _said((arch, *key, bad) for arch in ARCHS for key, bad in found[arch].items())
+        named = [argument for name in names for argument in ("--kernel", name)]
         entries = []
         for arch in ARCHS:
-            entries += report("--arch", arch, "--float", "bf16", cache=cache)
+            entries += report("--arch", arch, "--float", "bf16", *named, cache=cache)
     # What breaks a limit is not committed to.
-    for e in entries:
-        if bad := wrong(e, None):
-            print(f"{e['arch']} {e['kernel']} [{e['variant']}]: {', '.join(bad)}")
-            return 1
-    write_baseline(entries)
+    if _said((e["arch"], e["kernel"], e["variant"], wrong(e, None)) for e in entries):
+        return 1
+    old = json.loads(FILE.read_text())["kernels"] if names else {}
+    write_baseline(entries, {name: rows for name, rows in old.items() if name not in names})
     return 0
+
+
+def _said(found):
+    """Print what is wrong; return whether there is anything, as an exit status."""
+    bad = [(*where, what) for *where, what in found if what]
+    for arch, kernel, variant, what in bad:
+        print(f"{arch} {kernel} [{variant}]: {', '.join(what)}")
+    return int(bool(bad))
 
 
 if __name__ == "__main__":

@@ -68,12 +68,19 @@ def agree_on(name, pairs):
     return agreed
 
 
+def quick_dtype(name, i):
+    """Return the dtype in which the quick test tries an op on shape ``i``, or None for none."""
+    if name == "attention" and SHAPES[i] == (131, 513, 31):
+        return None  # heads of 512: the interpreter takes as long as for all others
+    # Each shape in one dtype, and each dtype on a third of the shapes: the op decides which.
+    return DTYPES[(i + EXACT.index(name)) % 3]
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_kernel_has_the_references_bits_on_every_shape(name):
-    # In one dtype each, and each dtype on a third of the shapes: the op decides which.
-    pairs = [(i, DTYPES[(i + EXACT.index(name)) % 3]) for i in range(len(SHAPES))]
-    assert agree_on(name, pairs) == SHAPES
-    assert len(SHAPES) == 14
+    pairs = [(i, d) for i in range(len(SHAPES)) if (d := quick_dtype(name, i)) is not None]
+    assert agree_on(name, pairs) == [SHAPES[i] for i, _ in pairs]
+    assert len(pairs) >= 13
 
 
 @pytest.mark.slow
@@ -81,12 +88,13 @@ def test_kernel_has_the_references_bits_on_every_shape(name):
 @pytest.mark.parametrize("name", EXACT)
 def test_kernel_has_the_references_bits_on_every_shape_in_every_dtype(name, dtype):
     # The quick test has had the others.
-    numbers = [i for i in range(len(SHAPES)) if DTYPES[(i + EXACT.index(name)) % 3] is not dtype]
+    numbers = [i for i in range(len(SHAPES)) if quick_dtype(name, i) is not dtype]
     assert agree_on(name, [(i, dtype) for i in numbers]) == [SHAPES[i] for i in numbers]
 
 
-# One op for each kernel that adds up a row; the others take the interpreter too long.
-ADD_UP = ("bit_linear", "rms_norm_quantize")
+# Of the kernels that add up a row: the products have the largest sums below, the others take the
+# interpreter too long.
+ADD_UP = ("rms_norm_quantize",)
 
 
 def ends():

@@ -169,7 +169,7 @@ def _block(queries, cache, key, end, D, shape: tl.constexpr):
     q_ptr, q_row, present, at, factor = queries
     keys_ptr, values_ptr, key_scale_ptr, value_scale_ptr, base = cache
     some, slot = key < end, base + key
-    s = _dots(q_ptr, keys_ptr, q_row, slot, present, some, D, factor, *shape)
+    s = _dots(q_ptr, keys_ptr, q_row, slot, present, some, D, factor, shape)
     if key_scale_ptr is not None:
         s = s * tl.load(key_scale_ptr + slot, mask=some, other=0.0)[None, :]
     visible = some[None, :] & (key[None, :] <= at[:, None])
@@ -261,22 +261,11 @@ def _store(out_ptr, out, at, present, D):
 
 
 @triton.jit
-def _dots(
-    q_ptr,
-    keys_ptr,
-    q_row,
-    slot,
-    present,
-    some,
-    D,
-    factor,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def _dots(q_ptr, keys_ptr, q_row, slot, present, some, D, factor, shape: tl.constexpr):
     """Return the products (BLOCK_M, BLOCK_N) of queries and keys."""
+    BLOCK_K: tl.constexpr = shape[2]
     piece: tl.constexpr = min(PIECE, BLOCK_K) if BLOCK_K <= 128 else PIECE // 2
-    s = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    s = tl.zeros((shape[0], shape[1]), dtype=tl.float32)
     for j in range(0, D, piece):
         d = j + tl.arange(0, piece)
         x = _rows(q_ptr, q_row, present, d, D) * factor

@@ -55,20 +55,3 @@ def _assembled(t, x, acc, ASSEMBLY: tl.constexpr, OPERANDS: tl.constexpr):
     return tl.inline_asm_elementwise(
         ASSEMBLY, OPERANDS, [t, x, acc], dtype=tl.int32, is_pure=True, pack=1
     )
-
-
-@triton.jit
-def four_words(ptr, at, end, offset: tl.constexpr):
-    """Return a 16-byte load as four tensors of words: the split stays inside the lane.
-
-    ``ptr`` is (..., 4) pointers to words, at ``at`` of which those from ``end`` on count as 0.
-    """
-    if end is None:
-        words = tl.load(ptr + offset)
-    else:
-        words = tl.load(ptr + offset, mask=at + offset < end, other=0)
-    shape: tl.constexpr = (words.shape[0], words.shape[1], 2, 2)
-    even, odd = tl.split(tl.reshape(words, shape))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth

@@ -18,9 +18,10 @@ from bitnet_torch.ops import int8_linear as op
 from bitnet_torch.ops._registry import implement
 from bitnet_torch_triton._interpreter import also_accepted
 from bitnet_torch_triton._launch import KernelConfig, launch
-from bitnet_torch_triton.dot4 import dot4, dot_for, four_words
-from bitnet_torch_triton.number import rounded
+from bitnet_torch_triton.dot4 import dot4, dot_for
+from bitnet_torch_triton.lanes import ahead, four_words
 from bitnet_torch_triton.policy import INTERPRETER, arch_of
+from bitnet_torch_triton.ternary_matrix import real
 
 EVEN = KernelConfig(block_m=32, block_r=64, block_k=64, num_stages=4)
 # Bytes are loaded one by one behind their masks: a larger tile spills on sm_80.
@@ -85,7 +86,7 @@ def _int8_few_kernel(
     acc = (tl.zeros((DOWN, BLOCK_K // 16), dtype=tl.int32),) * (TOKENS * ROWS)
     for _ in tl.range(0, words // TURN, loop_unroll_factor=UNROLL):
         acc = _few_turn(acc, xs, hs, at, None, DOT)
-        xs, hs = _ahead(xs, TURN), _ahead(hs, TURN)
+        xs, hs = ahead(xs, TURN), ahead(hs, TURN)
     done = words // TURN * TURN
     if done < words:
         acc = _few_turn(acc, xs, hs, at, words - done, DOT)
@@ -93,12 +94,17 @@ def _int8_few_kernel(
         n = n0 + r * DOWN + tl.arange(0, DOWN)
         h_scale = tl.load(h_scale_ptr + n, mask=n < N, other=0.0)
         for m in tl.static_range(TOKENS):
-            total = tl.sum(acc[r * TOKENS + m], axis=1).to(tl.float32)
-            x_scale = tl.load(x_scale_ptr + m, mask=m < M, other=0.0)
-            y = rounded(total * (x_scale * h_scale), y_ptr.dtype.element_ty)
-            # M may be a constant, and then the plain comparison no tensor.
-            inside = (n < N) & (n * 0 + m < M)
-            tl.store(y_ptr + tl.cast(m, tl.int64) * N + n, y, mask=inside)
+            total = tl.sum(acc[r * TOKENS + m], axis=1)
+            _store(y_ptr, total, x_scale_ptr, h_scale, m, n, M, N)
+
+
+@triton.jit
+def _store(y_ptr, total, x_scale_ptr, h_scale, m: tl.constexpr, n, M, N):
+    # M may be a constant, and then the plain comparison no tensor.
+    inside = (n < N) & (n * 0 + m < M)
+    x_scale = tl.load(x_scale_ptr + m, mask=m < M, other=0.0)
+    y = real(total, x_scale * h_scale, y_ptr.dtype.element_ty)
+    tl.store(y_ptr + tl.cast(m, tl.int64) * N + n, y, mask=inside)
 
 
 @triton.jit
@@ -115,14 +121,6 @@ def _few_turn(acc, xs, hs, at, end, DOT: tl.constexpr):
             for i in tl.static_range(4):
                 total = dot4(h[i], x[m][i], total, DOT, True)
             out = out + (total,)
-    return out
-
-
-@triton.jit
-def _ahead(pointers, words: tl.constexpr):
-    out = ()
-    for i in tl.static_range(len(pointers)):
-        out = out + (pointers[i] + words,)
     return out
 
 
@@ -161,7 +159,7 @@ def _int8_linear_kernel(
         hs += BLOCK_K
     x_scale = tl.load(x_scale_ptr + m, mask=m < M, other=0.0)
     h_scale = tl.load(h_scale_ptr + n, mask=n < N, other=0.0)
-    y = rounded(acc.to(tl.float32) * (x_scale[:, None] * h_scale[None, :]), y_ptr.dtype.element_ty)
+    y = real(acc, x_scale[:, None] * h_scale[None, :], y_ptr.dtype.element_ty)
     inside = (m[:, None] < M) & (n[None, :] < N)
     tl.store(y_ptr + m[:, None] * N + n[None, :], y, mask=inside)
 

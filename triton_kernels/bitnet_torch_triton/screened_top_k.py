@@ -1,8 +1,9 @@
 """Triton launcher of ``screened_top_k``. Contract: bitnet_torch/ops/screened_top_k.py.
 
 First version: int8 scores, the candidates as a mask made by PyTorch's own operations, and a kernel
-with ``float_linear``'s tiles that skips a tile without a candidate. Nothing waits for the device.
-The norms of x are summed by PyTorch in float64, so ``rescored`` may differ from the CPU's count.
+with ``float_linear``'s sums for each few rows among which there is a candidate. Nothing waits for
+the device. The norms of x are summed by PyTorch in float64, so ``rescored`` may differ from the
+CPU's count.
 """
 
 from __future__ import annotations
@@ -17,8 +18,16 @@ from bitnet_torch.ops._registry import implement
 from bitnet_torch.ops.screened_top_k import LEAST, SCORE_ERROR, SLACK, intervals
 from bitnet_torch_triton._interpreter import also_accepted
 from bitnet_torch_triton._launch import launch
-from bitnet_torch_triton.float_linear import CONFIG, float_tile
+from bitnet_torch_triton.float_linear import (
+    config_for,
+    constants_of,
+    float_sums,
+    outputs_of,
+    place_of,
+    programs_of,
+)
 from bitnet_torch_triton.int8_linear import multiply
+from bitnet_torch_triton.policy import arch_of
 from bitnet_torch_triton.quantize_rows import quantize_rows
 from bitnet_torch_triton.top_k import choose
 
@@ -32,19 +41,26 @@ def _rescore_kernel(
     M,
     N,
     K,
-    BLOCK_M: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
-    across = tl.cdiv(M, BLOCK_M)
-    m = (tl.program_id(0) % across).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (tl.program_id(0) // across).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    at = m[:, None] * N + n[None, :]
-    inside = (m[:, None] < M) & (n[None, :] < N)
-    wanted = tl.load(wanted_ptr + at, mask=inside, other=0).to(tl.int32)
-    if tl.sum(tl.sum(wanted, axis=1), axis=0) > 0:
-        y = float_tile(x_ptr, w_ptr, m, n, M, N, K, BLOCK_M, BLOCK_R, BLOCK_K)
-        tl.store(y_ptr + at, y, mask=inside & (wanted != 0))
+    m0, n0 = place_of(M, TOKENS, BLOCK_N)
+    DOWN: tl.constexpr = BLOCK_N // ROWS
+    count = tl.zeros((DOWN,), dtype=tl.int32)
+    for r in tl.static_range(ROWS):
+        for i in tl.static_range(TOKENS):
+            _, at, inside = outputs_of(m0, n0, M, N, r, i, DOWN)
+            count += tl.load(wanted_ptr + at, mask=inside, other=0).to(tl.int32)
+    if tl.sum(count, axis=0) > 0:
+        sums = float_sums(x_ptr, w_ptr, m0, n0, M, N, K, TOKENS, BLOCK_N, BLOCK_K, ROWS, UNROLL)
+        for r in tl.static_range(ROWS):
+            for i in tl.static_range(TOKENS):
+                _, at, inside = outputs_of(m0, n0, M, N, r, i, DOWN)
+                wanted = tl.load(wanted_ptr + at, mask=inside, other=0) != 0
+                tl.store(y_ptr + at, sums[r * TOKENS + i], mask=wanted)
 
 
 @implement(op, backend="triton", device="cuda", also_accepts=also_accepted())
@@ -77,18 +93,8 @@ def _rescore(x: Tensor, weight: Tensor, wanted: Tensor, logits: Tensor) -> None:
         return
     n, k = weight.shape
     m = x.shape[:-1].numel()
-    launch(
-        _rescore_kernel,
-        triton.cdiv(m, CONFIG.block_m) * triton.cdiv(n, CONFIG.block_r),
-        CONFIG,
-        x.contiguous(),
-        weight.contiguous(),
-        wanted,
-        logits,
-        m,
-        n,
-        k,
-        BLOCK_M=CONFIG.block_m,
-        BLOCK_R=CONFIG.block_r,
-        BLOCK_K=CONFIG.block_k,
-    )
+    config = config_for(m, arch_of(x.device))
+    constants = constants_of(m, k, config)
+    tensors = (x.contiguous(), weight.contiguous(), wanted, logits)
+    programs = programs_of(m, n, constants)
+    launch(_rescore_kernel, programs, config, *tensors, m, n, k, **constants)

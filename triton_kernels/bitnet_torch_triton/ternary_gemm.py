@@ -206,8 +206,7 @@ def gemm(
     outs = matrices if parts == 1 else _with_sums(matrices, parts, m, x.device)
     sizes = (m, k // 16, groups, part, tiles)
     constants = constants_of(config, arch, k % GROUP.value == 0, parts > 1)
-    first_biases = None if parts > 1 else biases
-    arguments = (x, x_scale, outs, first_biases, *sizes)
+    arguments = (x, x_scale, outs, None if parts > 1 else biases, *sizes)
     compiled = launch(kernel_of(name), tiles * parts, config, *arguments, **constants)
     if parts > 1:
         sums = tuple((out[3], *matrix[1:]) for out, matrix in zip(outs, matrices, strict=True))

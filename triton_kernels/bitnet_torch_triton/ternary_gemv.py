@@ -18,7 +18,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bitnet_torch_triton.dot4 import dot4, four_words
+from bitnet_torch_triton.dot4 import dot4
+from bitnet_torch_triton.lanes import ahead, four_words
 from bitnet_torch_triton.ternary_matrix import biased, chosen, real
 
 # A mask of a pair of bits in each byte of a word; the last is 0xC0C0C0C0.
@@ -62,7 +63,7 @@ def _ternary_gemv_kernel(
     for _ in tl.range(0, turns, loop_unroll_factor=UNROLL):
         acc = _turn(acc, xs, ws, x_at, None, at, None, ROWS, DOT)
         xs += TURN * 4
-        ws = _moved(ws, TURN)
+        ws = ahead(ws, TURN)
     done = turns * TURN
     if done < K16:
         ends = K16 * 4 - done * 4, groups * WORDS - done
@@ -106,14 +107,6 @@ def _turn(acc, xs, ws, x_at, x_end, at, end, ROWS: tl.constexpr, DOT: tl.constex
             c = dot4(w[i] & MASKS[2], x[2][i], c, DOT)
             d = dot4(_last(w[i], DOT), x[3][i], d, DOT)
         out = out + (a, b, c, d)
-    return out
-
-
-@triton.jit
-def _moved(ws, words):
-    out = ()
-    for r in tl.static_range(len(ws)):
-        out = out + (ws[r] + words,)
     return out
 
 

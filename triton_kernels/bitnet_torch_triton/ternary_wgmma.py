@@ -96,7 +96,8 @@ def _accumulated(
     BLOCK_M: gl.constexpr = x_in.shape[1]
     for s in gl.static_range(STAGES - 1):
         _fetch(ws, xs, bytes_in, x_in, s, first + s, last, K, flat)
-    acc = gl.zeros((BLOCK_N, BLOCK_M), gl.int32, operand.parent)
+    mma: gl.constexpr = operand.parent
+    acc = gl.zeros((BLOCK_N, BLOCK_M), gl.int32, mma)
     sums = gl.zeros((BLOCK_M, BYTES), gl.int32, flat)
     now, free = 0, STAGES - 1
     for group in range(first, last):

@@ -43,7 +43,7 @@ def build(kernel: Any, variant: Variant, f: str, arch: str) -> Any:
         for path, kind in _leaves(full[name], (i,)):
             if kind == "None":
                 constants[path] = None
-            elif kind.startswith("*") or (variant.round_sizes and kind.startswith("i")):
+            elif kind.startswith("*") or (kind.startswith("i") and variant.is_round(name)):
                 attributes[path] = [["tt.divisibility", 16]]
     source = _source_class(kernel)(
         fn=kernel,

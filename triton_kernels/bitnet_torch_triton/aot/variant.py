@@ -26,7 +26,8 @@ class Variant:
         weights: Weights that a program multiplies in one turn of its main loop; 0 if it has none.
         matrix: Whether its products belong on matrix or dot instructions.
         float_sums: Whether its contract bounds sums with and without fused products alike.
-        round_sizes: Whether its integers are multiples of 16, as in nearly every model.
+        round_sizes: Whether its integers are multiples of 16, as in nearly every model; or the
+            names of those that are.
     """
 
     kernel: str
@@ -38,7 +39,7 @@ class Variant:
     weights: int = 0
     matrix: bool = False
     float_sums: bool = False
-    round_sizes: bool = False
+    round_sizes: bool | tuple[str, ...] = False
 
     def serves(self, arch: str) -> bool:
         """Return whether it is shipped for an architecture."""
@@ -48,6 +49,17 @@ class Variant:
     def has_float(self) -> bool:
         """Whether it is compiled once for each dtype of x."""
         return "{f}" in str(self.signature)
+
+    def is_round(self, name: str) -> bool:
+        """Return whether an integer argument is a multiple of 16."""
+        sizes = self.round_sizes
+        return sizes if isinstance(sizes, bool) else name in sizes
+
+    @property
+    def _rounded(self) -> str:
+        if isinstance(self.round_sizes, tuple):
+            return "round " + ",".join(self.round_sizes)
+        return "round sizes" if self.round_sizes else ""
 
     @property
     def label(self) -> str:
@@ -60,7 +72,7 @@ class Variant:
             constants,
             f"warps={self.config.num_warps}",
             f"without {','.join(absent)}" if absent else "",
-            "round sizes" if self.round_sizes else "",
+            self._rounded,
         )
         return " ".join(part for part in parts if part)
 

@@ -187,6 +187,9 @@ def _cache() -> Iterator[Variant]:
                     read,
                     archs=archs.rstrip("0123456789"),
                     float_sums=True,
+                    # Heads of nearly every model are; their number and the cache's length may be
+                    # any.
+                    round_sizes=("D",),
                 )
 
 
@@ -212,20 +215,38 @@ def _weights() -> Iterator[Variant]:
 
 
 def _heads() -> Iterator[Variant]:
-    h, f, t = quantize_head.CONFIG, float_linear.CONFIG, top_k.CONFIG
+    h, t = quantize_head.CONFIG, top_k.CONFIG
     signature = types("*{f} *i8 *fp32 i32 i32")
     yield Variant("_quantize_head_kernel", signature, blocks(h, "M", "K"), h)
     yield from _int8_heads()
-    block = blocks(f, "M", "R", "K")
-    signature = types("*{f} *{f} *i1 *fp32 i32 i32 i32")
-    yield Variant("_rescore_kernel", signature, block, f, float_sums=True)
-    for bias in ("None", "*fp32"):
-        signature = types(f"*{{f}} *{{f}} {bias} *{{f}} i32 i32 i32")
-        yield Variant("_float_linear_kernel", signature, block, f, float_sums=True)
+    yield from _float_heads()
     for allowed, round_sizes in (("None", True), ("*i1", False)):
         signature = types(f"*fp32 {allowed} *i64 i32 i32")
         yield Variant("_top_keys_kernel", signature, _flat(t), t, round_sizes=round_sizes)
     yield Variant("_top_k_kernel", types("*fp32 *i64 *fp32 *i64 i32 i32 i32"), _flat(t), t)
+
+
+def _float_heads() -> Iterator[Variant]:
+    head = "*{f} *{f} None *fp32 i32 i32 i32"
+    for kernel, kinds, arch, tokens, round_sizes in (
+        ("_float_linear_kernel", head, "sm_80", 1, True),
+        ("_float_linear_kernel", head, "sm_80", 8, True),
+        ("_float_linear_kernel", "*{f} *{f} *fp32 *{f} i32 i32 i32", "sm_80", 8, False),
+        ("_rescore_kernel", "*{f} *{f} *i1 *fp32 i32 i32 i32", "sm_80", 1, True),
+        ("_float_linear_kernel", head, "gfx942", 1, True),
+        ("_float_linear_kernel", "*{f} *{f} *fp32 *{f} i32 i32 i32", "gfx942", 8, False),
+        ("_rescore_kernel", "*{f} *{f} *i1 *fp32 i32 i32 i32", "gfx942", 1, True),
+    ):
+        config = float_linear.config_for(tokens, arch)
+        yield Variant(
+            kernel,
+            types(kinds),
+            float_linear.constants_of(tokens, 16 if round_sizes else 1, config),
+            config,
+            archs=arch.rstrip("0123456789"),
+            float_sums=True,
+            round_sizes=round_sizes,
+        )
 
 
 def _int8_heads() -> Iterator[Variant]:

@@ -48,9 +48,20 @@ def float_product(m: int, n: int, k: int, name: str = "bf16 product") -> Launch:
     return Launch(name, BF16 * (n * k + m * k + m * n), bf16_ops=2.0 * m * n * k)
 
 
-def int8_product(m: int, n: int, k: int, name: str = "int8 product") -> Launch:
-    """Return the product of an int8 head."""
-    return Launch(name, n * k + m * k + 4 * m * n, int8_ops=2.0 * m * n * k)
+def float_head(m: int, n: int, k: int) -> Launch:
+    """Return the bfloat16 head of a few tokens, which adds up float32 on the cores.
+
+    Its kernel takes 3 instructions a weight for one token, 13 for eight: weights are widened once,
+    and a token takes a fused product and a widening that its rows share.
+    """
+    nbytes = BF16 * (n * k + m * k) + 4 * m * n
+    return Launch("bf16 head", nbytes, instructions=n * k * (1.6 + 1.4 * m))
+
+
+def int8_head(m: int, n: int, k: int) -> Launch:
+    """Return the int8 head of a few tokens: 0.5 instructions a weight for one, 3.2 for eight."""
+    nbytes = n * k + m * k + 4 * m * n
+    return Launch("int8 head", nbytes, instructions=n * k * (0.1 + 0.4 * m))
 
 
 def row_op(name: str, m: int, read: float, written: float, reductions: int = 2) -> Launch:

@@ -75,9 +75,9 @@ def outer_launches(size: Sizes, m: int, head: str) -> list[Launch]:
     ]
     last = [ops.row_op("last norm", m, BF16 * d, BF16 * d), ops.pointwise("cache length", 8)]
     if head == "float":
-        heads = [ops.float_product(m, vocab, d, "bf16 head")]
+        heads = [ops.float_head(m, vocab, d)]
     else:
-        heads = [ops.row_op("quantise", m, BF16 * d, d), ops.int8_product(m, vocab, d, "int8 head")]
+        heads = [ops.row_op("quantise", m, BF16 * d, d), ops.int8_head(m, vocab, d)]
     return [*before, *last, *heads]
 
 
