@@ -1,5 +1,6 @@
 """The switches speak when they are asked to, and only then."""
 
+import json
 import logging
 import os
 import subprocess
@@ -13,18 +14,24 @@ from bitnet_torch.errors import ConfigurationError
 
 
 def test_import_adds_no_handler_sets_no_variable_and_touches_no_device():
-    code = (
-        "import logging, os; before = dict(os.environ); import bitnet_torch.ops, torch\n"
-        "named = [n for n in logging.Logger.manager.loggerDict if n.startswith('bitnet_torch')]\n"
-        "assert named, 'no logger'\n"
-        "assert not any(logging.getLogger(n).handlers for n in named)\n"
-        "assert not any(logging.getLogger(n).level for n in named)\n"
-        "assert not logging.getLogger().handlers\n"
-        "assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())\n"
-        "assert not torch.cuda.is_initialized()\n"
-    )
+    code = """if True:
+        import json, logging, os
+        before = dict(os.environ)
+        import bitnet_torch.ops, torch
+        names = [n for n in logging.Logger.manager.loggerDict if n.startswith("bitnet_torch")]
+        loggers = [logging.getLogger(name) for name in names]
+        print(json.dumps({
+            "loggers": len(loggers) > 0,
+            "handlers": [str(h) for logger in (logging.root, *loggers) for h in logger.handlers],
+            "levels": [logger.name for logger in loggers if logger.level],
+            "variables": sorted(set(os.environ.items()) ^ set(before.items())),
+            "cuda": torch.cuda.is_initialized(),
+        }))
+    """
     environment = os.environ | {"BITNET_LOG": "debug"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
+    said = subprocess.check_output([sys.executable, "-c", code], env=environment, timeout=60)
+    nothing = {"handlers": [], "levels": [], "variables": [], "cuda": False}
+    assert json.loads(said) == {"loggers": True, **nothing}
 
 
 def test_the_level_comes_from_the_environment(monkeypatch, capsys):
