@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -344,4 +345,9 @@ def test_any_rotation_is_read_or_refused(kind, changes):
 @given(st.sampled_from(sorted(BITNET["quantization_config"])), JSON)
 def test_any_quantization_is_read_or_refused(key, value):
     with contextlib.suppress(CheckpointError):
-        parse_config({**BITNET, "quantization_config": {"quant_method": "bitnet", key: value}})
+        read = parse_config(
+            {**BITNET, "quantization_config": {"quant_method": "bitnet", key: value}}
+        )
+        # It says how weights are stored, and nothing of the model.
+        assert isinstance(read.quantization, Quantization)
+        assert replace(read, quantization=None) == replace(parse_config(BITNET), quantization=None)
