@@ -217,7 +217,9 @@ def test_default_dispatch_on_cpu_is_the_cpu_backend(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck_passes(name):
     arguments = make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6)
-    torch.library.opcheck(ops.all_ops()[name].overload, arguments)
+    said = torch.library.opcheck(ops.all_ops()[name].overload, arguments)
+    assert len(said) >= 4
+    assert set(said.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -225,11 +227,13 @@ def test_opcheck_passes_when_an_input_wants_a_gradient(name):
     # opcheck looks at autograd registration only if some input requires grad. The test that
     # runs backward is left out: it must raise, which the next test checks.
     arguments = make_arguments(name, torch.float32, (5,), 64, 8, "normal", 6)
-    torch.library.opcheck(
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+    said = torch.library.opcheck(
         ops.all_ops()[name].overload,
         each_tensor(lambda a: a.requires_grad_() if is_float(a) else a, arguments),
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+        test_utils=utilities,
     )
+    assert said == dict.fromkeys(utilities, "SUCCESS")
 
 
 def each_tensor(change, arguments):

@@ -33,15 +33,20 @@ def test_a_spike_stops_with_both_values():
 
 
 def test_a_loss_that_falls_never_stops():
-    fed([8 * 0.98**i for i in range(400)], factor=1.01)
+    losses = [8 * 0.98**i for i in range(400)]
+    assert list(fed(losses, factor=1.01).recent) == losses[-WINDOW:]
 
 
 def test_too_few_losses_have_no_median():
-    fed([1.0] * (LEAST - 1) + [100.0])
+    guard = fed([1.0] * (LEAST - 1) + [100.0])
+    assert guard.recent[-1] == 100.0
+    # With one more there is a median.
+    with pytest.raises(DivergenceError):
+        guard.check(LEAST, 100.0, 1.0, 1e-3, LAST)
 
 
 def test_without_a_factor_only_what_is_not_finite_stops():
-    fed([1.0] * 100 + [1e6], factor=0)
+    assert fed([1.0] * 100 + [1e6], factor=0).recent[-1] == 1e6
 
 
 def test_the_switch_starts_anew_and_only_the_window_is_kept():
