@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitnet_torch.memory import forking
-from bitnet_torch.memory.dispatch import storage_of
 from bitnet_torch.memory.records import Allocation
+from bitnet_torch.memory.storage_mode import storage_of
 
 _CACHED = "(cached by pools)"
 _NO_TAG = "(leases without a tag)"

@@ -9,16 +9,13 @@ level      what is known                                                        
 ``full``   also the lines of the program that led to it                           more
 =========  =====================================================================  =============
 
-At ``track`` and ``full`` the CPU is counted by one of two backends. ``"allocator"`` is exact: it
-stands in front of PyTorch's CPU allocator, and is compiled when it is first wanted, which takes
-some seconds once. ``"dispatch"`` needs no compiler, sees only what operators of the calling thread
-return, and is slow. On CUDA PyTorch's own history is turned on.
+At ``track`` and ``full`` :mod:`bitnet_torch.memory.backend_choice` says who counts the CPU. On CUDA
+PyTorch's own history is turned on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,17 +23,16 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bitnet_torch.errors import BackendUnavailableError, ConfigurationError
+from bitnet_torch.errors import ConfigurationError
 from bitnet_torch.memory import active, cuda_history, forking
 from bitnet_torch.memory.backend import Backend
+from bitnet_torch.memory.backend_choice import BACKENDS, choose
 from bitnet_torch.memory.config import LEVELS, TrackingConfig
-from bitnet_torch.memory.dispatch import DispatchBackend, storage_of
 from bitnet_torch.memory.hooks import Unregister
 from bitnet_torch.memory.lease_table import LeaseTable
-from bitnet_torch.memory.native import AllocatorBackend
-from bitnet_torch.memory.native_build import NativeUnavailable
 from bitnet_torch.memory.records import OUTSIDE
 from bitnet_torch.memory.scope import Scope
+from bitnet_torch.memory.storage_mode import storage_of
 from bitnet_torch.memory.thresholds import ThresholdEvent, ThresholdWatch
 
 if TYPE_CHECKING:
@@ -45,9 +41,6 @@ if TYPE_CHECKING:
     from bitnet_torch.memory.blocks import Block
     from bitnet_torch.memory.pool import HybridMemoryPool
 
-logger = logging.getLogger(__name__)
-
-BACKENDS = ("auto", "allocator", "dispatch")
 EXTERNAL = "(older than the tracker)"
 
 
@@ -213,7 +206,7 @@ class Recorder:
     # -- inner workings
 
     def _start_storages(self, wanted: str, depth: int, max_events: int) -> None:
-        backend, reason = _choose(wanted, max_events, depth)
+        backend, reason = choose(wanted, max_events, depth)
         active.claim(backend)
         try:
             backend.start()
@@ -246,19 +239,6 @@ class Recorder:
 
     def _counted(self, what: str) -> Backend:
         return self._running(what) if self._last is None else self._last
-
-
-def _choose(wanted: str, max_events: int, depth: int) -> tuple[Backend, str]:
-    """Return the backend, and why it is not the exact one."""
-    if wanted == "dispatch":
-        return DispatchBackend(max_events, depth), "the dispatch backend was asked for by name"
-    try:
-        return AllocatorBackend(max_events, depth), ""
-    except NativeUnavailable as error:
-        if wanted == "allocator":
-            raise BackendUnavailableError(f"the exact memory tracker: {error}") from error
-        logger.warning("memory is tracked inexactly: %s", error)
-        return DispatchBackend(max_events, depth), str(error)
 
 
 def _count_block(backend: Backend, block: Block) -> None:

@@ -408,7 +408,7 @@ def test_without_a_compiler_the_tracker_says_why_it_is_inexact(tracker, monkeypa
     def no_compiler(*args):
         raise NativeUnavailable("there is no C++ compiler")
 
-    monkeypatch.setattr("bitnet_torch.memory.recorder.AllocatorBackend", no_compiler)
+    monkeypatch.setattr("bitnet_torch.memory.backend_choice.AllocatorBackend", no_compiler)
     with tracker.start("track"):
         assert (tracker.backend, tracker.exact) == ("dispatch", False)
         assert tracker.backend_reason == "there is no C++ compiler"
