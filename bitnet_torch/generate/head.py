@@ -146,11 +146,14 @@ class Int8Head:
         logits = values.new_full((*hidden.shape[:-1], codes.h.shape[0]), _LEAST)
         return logits.scatter_(-1, ids, values)
 
+    def is_current(self) -> bool:
+        """Return whether the copy is there, and of the weights as they are."""
+        return self._codes is not None and self._codes.state == _state(_float_head(self._model))
+
     def _current(self) -> _Codes:
-        weight = _float_head(self._model)
-        if self._codes is None or self._codes.state != _state(weight):
+        if self._codes is None or not self.is_current():
             logger.info("making the int8 copy of the head, which is new or has changed")
-            self._codes = _encode(weight)
+            self._codes = _encode(_float_head(self._model))
         return self._codes
 
 
@@ -170,6 +173,10 @@ class HeadedModel:
     def waits(self) -> bool:
         """Whether reading the head waits for the device."""
         return self._head.kind != "int8" and self._choices is not None
+
+    def is_current(self) -> bool:
+        """Return whether the next logits are read from the copy that there is."""
+        return self._head.is_current()
 
     def new_cache(self, batch: int, length: int, dtype: str | None = None) -> KVCache:
         """Return an empty cache of the model."""

@@ -144,6 +144,8 @@ class GraphedModel:
             return "gradients, autocast, a forced backend or a global hook or mode is on"
         if self._state is None or not self._state.is_current():
             return "modules or weights of the model have changed during the generation"
+        if isinstance(self._reader, HeadedModel) and not self._reader.is_current():
+            return "the weights of the head have changed during the generation"
         return "a module has a hook or a forward of its own" if self._state.is_watched() else ""
 
     def _try_to_record(self, cache: KVCache) -> None:

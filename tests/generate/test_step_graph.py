@@ -110,6 +110,20 @@ def test_a_change_of_the_model_between_two_tokens_ends_the_replays(recorder, cha
     assert reason in graphed.reason
 
 
+def test_another_int8_head_is_made_where_its_weights_change_between_two_tokens(recorder):
+    with torch.inference_mode(False):
+        model = packed_model()
+        reader = HeadedModel(model, Int8Head(model, "int8"), None)
+    graphed, ids = with_graphs(reader, model), torch.ones((1, 1), dtype=torch.int64)
+    cache = graphed.new_cache(1, 5)
+    before = [graphed.next_logits(ids, None, cache).clone() for _ in range(3)]
+    with torch.inference_mode(False), torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    after = graphed.next_logits(ids, None, cache)
+    assert (graphed.replays, "head have changed" in graphed.reason) == (2, True)
+    assert after.abs().max() > 1.5 * before[-1].abs().max()
+
+
 def test_each_cache_has_a_graph_of_its_own(recorder):
     model = packed_model()
     graphed = with_graphs(model, model)
