@@ -2,7 +2,8 @@
 
 The peak of a process is asked of the operating system, in a child that does nothing but
 load the checkpoint and generate. What Python and PyTorch take before that is reported as a row
-of its own, not subtracted.
+of its own, not subtracted. Memory that is the process's alone is told beyond what PyTorch has
+when it is imported, beside what must be there: weights, heads, keys and values.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from bitnet_torch.nn import PackedBitLinear
 # The child prints peaks as it goes.
 _CHILD = """
 import json, sys
-import torch
+import psutil, torch
+private = lambda: psutil.Process().memory_full_info().uss
+bare = private()
 from bitnet_torch.memory.process import peak_resident_bytes
 from bitnet_torch.generate import load
 peaks = {"import": peak_resident_bytes()}
@@ -34,6 +37,12 @@ lm = load(sys.argv[1])
 peaks["load"] = peak_resident_bytes()
 lm.generate(torch.zeros(8, dtype=torch.int64), max_new_tokens=int(sys.argv[3]))
 peaks["generate"] = peak_resident_bytes()
+peaks["private"] = private() - bare
+held = [*lm.model.parameters(), *lm.model.buffers()]
+head = 0 if lm._head is None else lm._head.nbytes
+tokens = 7 + int(sys.argv[3])
+cache = lm.model.new_cache(1, tokens).storage.nbytes
+peaks["held"] = sum(t.nbytes for t in held) + head + cache
 print(json.dumps(peaks))
 """
 
@@ -66,6 +75,7 @@ def memory_rows(
         ("peak after import", "process", peaks["import"], None),
         ("peak after load", "process", peaks["load"], file_bytes),
         ("peak after generate", "process", peaks["generate"], file_bytes),
+        ("private beyond PyTorch", "process", peaks["private"], peaks["held"]),
     ]
     return [_row(model, environment, *row) for row in rows]
 
@@ -87,8 +97,9 @@ def _row(
         layers=config.num_hidden_layers,
     )
     value = Quantity("bytes", float(count), float(count), float(count), 1)
-    # Codes cannot take less than 2 bits each, a process not less than the file.
-    limit = "2 bits" if who == environment.backend else "file"
+    # Codes cannot take less than 2 bits each, a process not less than the file or what it holds.
+    whole = "held" if op.startswith("private") else "file"
+    limit = "2 bits" if who == environment.backend else whole
     reached = None if not least else Reached(limit, float(least), least / count)
     return Row(subject, value, "counted", environment, reached=reached)
 

@@ -68,7 +68,8 @@ class Reached:
     """How near the figure is to the machine's limit.
 
     Attributes:
-        limit: ``"memory"``, ``"cache"`` or ``"integer"`` for times, ``"file"`` for bytes.
+        limit: ``"memory"``, ``"cache"`` or ``"integer"`` for times, ``"file"`` or
+            ``"held"`` (by the process: weights, heads, keys and values) for bytes.
         least: The figure that the limit allows, in the row's unit.
         fraction: ``least`` by the median; 1 is the limit.
     """

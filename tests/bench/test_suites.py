@@ -253,6 +253,10 @@ def test_bytes_are_counted_and_peaks_grow(checkpoint):
     peaks = [rows[f"peak after {what}"].value.median for what in ("import", "load", "generate")]
     assert peaks == sorted(peaks)
     assert peaks[0] > 1 << 20
+    private = rows["private beyond PyTorch"]
+    assert private.reached.least > packed.value.median
+    # Code, tables and buffers: what does not grow with the model.
+    assert private.reached.least < private.value.median < private.reached.least + (150 << 20)
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
