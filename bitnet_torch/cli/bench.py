@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from bitnet_torch.cli import bench_run, bench_tune
-from bitnet_torch.cli.parser import Parser, add_command, add_json
+from bitnet_torch.cli.parser import Parser, add_command, add_dtype, add_json
 
 _EXAMPLE = "bitnet bench ops --quick"
 
@@ -51,12 +51,7 @@ def _add_ops(suites: argparse._SubParsersAction[Parser]) -> None:
         "--layer", action="append", type=_layer, metavar="NxK", help="outputs x inputs of a layer"
     )
     parser.add_argument("--tokens", action="append", type=int, metavar="M", help="number of tokens")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="bfloat16",
-        help="of the activations (default: %(default)s)",
-    )
+    add_dtype(parser, "of the activations (default: %(default)s)", "bfloat16")
     parser.add_argument(
         "--buffers",
         choices=("cold", "warm"),
@@ -82,11 +77,7 @@ def _add_model(suites: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder")
     parser.add_argument("--prompt", type=int, default=128, metavar="T", help="tokens of the prompt")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the computation (default: as stored)",
-    )
+    add_dtype(parser, "of the computation (default: as stored)")
     _add_output(parser)
 
 

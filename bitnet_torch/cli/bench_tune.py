@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from bitnet_torch.cli.output import write, write_json
-from bitnet_torch.cli.parser import Parser, add_command, add_json
+from bitnet_torch.cli.parser import Parser, add_command, add_dtype, add_json
 from bitnet_torch.errors import BackendUnavailableError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -45,12 +45,7 @@ def add_parser(
     parser.add_argument(
         "--tokens", action="append", type=int, default=[], metavar="M", help="number of tokens"
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="bfloat16",
-        help="of the activations (default: %(default)s)",
-    )
+    add_dtype(parser, "of the activations (default: %(default)s)", "bfloat16")
     parser.add_argument(
         "--dry-run", action="store_true", help="list the candidates; needs no GPU and times nothing"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitnet_torch.cli.model import load_model
 from bitnet_torch.cli.output import write, write_json
-from bitnet_torch.cli.parser import Parser, add_allow_degenerate, add_command, add_json
+from bitnet_torch.cli.parser import Parser, add_allow_degenerate, add_command, add_dtype, add_json
 from bitnet_torch.cli.ternary import Outcome, add_options, check_options, make_ternary
 from bitnet_torch.errors import ConfigurationError
 
@@ -39,11 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "file with ternary blocks of that type",
     )
     add_options(parser)
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the float tensors (default: as stored)",
-    )
+    add_dtype(parser, "of the float tensors (default: as stored)")
     add_allow_degenerate(parser)
     add_json(parser)
 

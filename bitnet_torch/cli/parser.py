@@ -142,12 +142,14 @@ def add_model(parser: Parser) -> None:
     """Add the model's folder and where and how it is to run."""
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder")
     parser.add_argument("--device", help="cpu, cuda or mps (default: cpu)")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the computation (default: as stored)",
-    )
+    add_dtype(parser, "of the computation (default: as stored)")
     add_allow_degenerate(parser)
+
+
+def add_dtype(parser: Parser, purpose: str, default: str | None = None) -> None:
+    """Add ``--dtype``."""
+    choices = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=choices, default=default, help=purpose)
 
 
 def add_allow_degenerate(parser: Parser) -> None:
