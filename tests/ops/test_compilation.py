@@ -8,7 +8,7 @@ from bitnet_torch.ops.compilation import Compiled, note, noting, register_compil
 
 def test_who_listens_hears_of_every_kernel_until_the_block_ends(caplog):
     outer, inner = [], []
-    with caplog.at_level("INFO"), noting(outer):
+    with caplog.at_level("INFO", compilation.__name__), noting(outer):
         note("a", 1.5)
         with noting(inner):
             note("b", 2)

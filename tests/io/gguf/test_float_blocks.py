@@ -46,30 +46,33 @@ def test_written_bytes_are_those_of_the_gguf_package(kind, seed):
     assert encode_float(kind, weights).tolist() == want.tolist()
 
 
-@pytest.mark.parametrize("kind", WRITABLE, ids=lambda kind: kind.name)
+EXACT = [kind for kind in WRITABLE if kind is not types.Q6_K]
+
+
+@pytest.mark.parametrize("kind", EXACT, ids=lambda kind: kind.name)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_what_is_written_again_after_reading_is_the_same(kind, seed):
     data = encode_float(kind, draw(seed, 3, 512))
     values = decode_float(kind, data)
-    again = decode_float(kind, encode_float(kind, values.view(3, 512)))
-    # A second search for Q6_K's scales may settle one float16 step beside the first.
-    slack = values.to(torch.float32).abs().max() * 2**-9 if kind is types.Q6_K else 0
-    assert (again.to(torch.float32) - values.to(torch.float32)).abs().max() <= slack
+    assert same_bits(decode_float(kind, encode_float(kind, values.view(3, 512))), values)
 
 
+# The second time, too, where the tries for a scale need not meet the one that the values have.
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31))
 def test_q6_k_errs_by_at_most_a_step_of_its_group(seed):
     weights = draw(seed, 2, 512)
-    back = decode_float(types.Q6_K, encode_float(types.Q6_K, weights)).view(-1, 16)
-    groups = weights.view(-1, 16)
-    # A step is max / 32, give or take the nineteen tries (9 tenths of a step in 32) and the
-    # rounding of the scale to int8 (half of max_scale / 128, as much as a group has of it).
-    largest = weights.view(-1, 256).abs().amax(1).repeat_interleave(16)
-    step = groups.abs().amax(1) / 31 * (1 + 0.9 / 32)
-    bound = step + 32 * largest / 31 / 256
-    assert ((back - groups).abs().amax(1) <= bound).all()
+    for _ in range(2):
+        back = decode_float(types.Q6_K, encode_float(types.Q6_K, weights)).view(-1, 16)
+        groups = weights.view(-1, 16)
+        # A step is max / 32, give or take the nineteen tries (9 tenths of a step in 32) and the
+        # rounding of the scale to int8 (half of max_scale / 128, as much as a group has of it).
+        largest = weights.view(-1, 256).abs().amax(1).repeat_interleave(16)
+        step = groups.abs().amax(1) / 31 * (1 + 0.9 / 32)
+        bound = step + 32 * largest / 31 / 256
+        assert ((back - groups).abs().amax(1) <= bound).all()
+        weights = back.view(2, 512)
 
 
 def test_q6_k_is_closer_than_a_scale_without_search():
