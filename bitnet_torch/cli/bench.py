@@ -25,6 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     _add_model(suites)
     _add_peers(suites)
     _add_floors(suites)
+    _add_sparse(suites)
     _add_train(suites)
     _add_memory(suites)
     bench_tune.add_parser(suites, _layer)
@@ -127,6 +128,29 @@ def _add_floors(suites: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--context", action="append", type=int, metavar="T", help="tokens before the decoded one"
     )
+    _add_output(parser)
+
+
+def _add_sparse(suites: argparse._SubParsersAction[Parser]) -> None:
+    parser = add_command(
+        suites,
+        "sparse",
+        bench_run.run_sparse,
+        purpose="time a new token with dead neurons passed over, beside the same without",
+        example="bitnet bench sparse model-2b --dead 0.67",
+    )
+    parser.add_argument("model", metavar="MODEL", help="checkpoint folder of a relu2 model")
+    parser.add_argument(
+        "--dead",
+        action="append",
+        type=float,
+        metavar="F",
+        help="share of dead gates: 0, or from 0.5 to 1; may be given again (default: some)",
+    )
+    parser.add_argument(
+        "--before", type=int, default=128, metavar="T", help="tokens before a new one"
+    )
+    parser.add_argument("--head", choices=("int8", "float"), default="int8", help="what is read")
     _add_output(parser)
 
 

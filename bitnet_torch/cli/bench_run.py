@@ -150,6 +150,13 @@ def run_peers(args: argparse.Namespace) -> int:
     return _finish(args, rows, name, files, missing=result.missing)
 
 
+def run_sparse(args: argparse.Namespace) -> int:
+    """Time a new token with dead neurons passed over."""
+    from bitnet_torch.bench.sparse_suite import SHARES, sparse_cases
+
+    return _measure(args, sparse_cases(args.model, args.dead or SHARES, args.before, args.head))
+
+
 def _measure(
     args: argparse.Namespace,
     makers: Iterable[MakeCase],

@@ -25,6 +25,7 @@ def load() -> None:
         head_bounds,
         int8_linear,
         multi_ternary_linear,
+        neuron_rows,
         pack_codes,
         panel8,
         quantize_activation,

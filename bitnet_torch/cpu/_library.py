@@ -32,7 +32,7 @@ DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATION_CODE = {"relu2": 0, "silu": 1}
 OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_VALUE = 0, 1, 2, 3
 # Must equal bitnet_cpu_abi() in isa.cpp; both change with any argument list.
-ABI = 11
+ABI = 13
 
 _HERE = Path(__file__).parent
 _FILE = "_kernels" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")

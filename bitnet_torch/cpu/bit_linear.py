@@ -13,7 +13,7 @@ from bitnet_torch.cpu import panel8
 from bitnet_torch.cpu._library import DTYPE_CODE, INT, POINTER, SIZE, failure, function
 from bitnet_torch.ops import bit_linear, bit_linear_prepacked
 from bitnet_torch.ops._registry import implement
-from bitnet_torch.ops.layouts import layout_named
+from bitnet_torch.ops.layouts import convert
 
 _kernel = function(
     "bit_linear",
@@ -38,10 +38,8 @@ def _launch_prepacked(
     N: int,
     bias: Tensor | None = None,
 ) -> Tensor:
-    if layout != panel8.NAME:
-        packed = layout_named(layout).unpack(prepacked, N, x.shape[-1])
-        return _launch_exchange(x, packed, w_scale, N, bias)
-    return _launch(x, prepacked.contiguous(), w_scale, N, bias)
+    panels = convert(prepacked, N, x.shape[-1], layout, panel8.NAME)
+    return _launch(x, panels.contiguous(), w_scale, N, bias)
 
 
 def _launch(x: Tensor, panels: Tensor, w_scale: Tensor, N: int, bias: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "isa.hpp"
+#include "neuron_rows.hpp"
 #include "number.hpp"
 #include "scratch.hpp"
 #include "step.hpp"
@@ -25,6 +26,7 @@ struct Norm {
 struct LayerArguments {
     LinearArguments matrices[kMatrices];  // without M, y and its dtype
     Norm norms[kNorms];
+    int up_by_neuron, down_by_neuron;  // whether these are in the layouts of neuron_rows.hpp, for one token only
 };
 
 struct StepArguments {
@@ -46,6 +48,7 @@ struct CallArguments {
     int64_t L;
     const int64_t *start, *first;  // (), (B)
     void* out;       // (B, T, hidden)
+    int64_t* live;   // null, or (layers, 2) of one token: neurons whose gate is alive, and whose code is not 0
 };
 
 // One layer's part of the cache.
@@ -60,6 +63,7 @@ struct Buffers {
     float* scale;
     void *q, *k, *v, *turned, *mixed, *g, *u;
     float *cos, *sin;            // of each token
+    int32_t* list;               // of neurons
 };
 
 class Step {
@@ -75,7 +79,7 @@ class Step {
             const LayerArguments& layer = a_.layers[i];
             int status = attention_branch(layer, cache_of(i));
             if (status == kOk) status = add_branch();
-            if (status == kOk) status = inner_branch(layer);
+            if (status == kOk) status = inner_branch(layer, call_.live == nullptr ? nullptr : call_.live + 2 * i);
             if (status == kOk) status = add_branch();
             if (status != kOk) return status;
         }
@@ -93,7 +97,7 @@ class Step {
         most = most > wide() ? most : wide();
         const int64_t bytes[] = {a_.hidden * size, a_.hidden * size, most,          4,              wide() * size,
                                  narrow() * size,  narrow() * size,  wide() * size, wide() * size,  a_.inner * size,
-                                 a_.inner * size,  a_.D * 2,         a_.D * 2};
+                                 a_.inner * size,  a_.D * 2,         a_.D * 2,      (a_.inner + kListSlack) * 4};
         constexpr int kParts = sizeof bytes / sizeof bytes[0];
         int64_t at[kParts], total = 0;
         for (int i = 0; i < kParts; ++i) {
@@ -104,7 +108,7 @@ class Step {
         if (p == nullptr) return false;
         b_ = {p + at[0], p + at[1], reinterpret_cast<int8_t*>(p + at[2]), reinterpret_cast<float*>(p + at[3]), p + at[4],
               p + at[5], p + at[6], p + at[7], p + at[8], p + at[9], p + at[10], reinterpret_cast<float*>(p + at[11]),
-              reinterpret_cast<float*>(p + at[12])};
+              reinterpret_cast<float*>(p + at[12]), reinterpret_cast<int32_t*>(p + at[13])};
         return true;
     }
 
@@ -195,18 +199,35 @@ class Step {
                                     call_.first, strides, a_.factor, call_.B, a_.heads, kv, T, D, L, b_.mixed, threads_);
     }
 
-    int inner_branch(const LayerArguments& layer) {
-        const LinearArguments matrices[] = {with(layer.matrices[kGate], b_.g), with(layer.matrices[kUp], b_.u)};
-        const LinearArguments down = with(layer.matrices[kDown], b_.branch);
+    int inner_branch(const LayerArguments& layer, int64_t* live) {
         const Norm& norm = layer.norms[kInnerNorm];
         int status = normalise(layer.norms[kPostNorm], b_.x, a_.hidden);
-        if (status == kOk) status = multiply(matrices, 2);
+        if (status == kOk) status = gate_and_up(layer, live);
         // Without a norm its eps is not used, but must be valid.
         if (status == kOk)
             status = bitnet_cpu_glu_norm_quantize(b_.g, b_.u, a_.dtype, a_.activation, norm.weight, norm.dtype,
                                                   norm.weight == nullptr ? 1.0f : norm.eps, M_, a_.inner, b_.codes, b_.scale,
                                                   threads_);
-        return status == kOk ? multiply(&down, 1) : status;
+        return status == kOk ? down(layer, live) : status;
+    }
+
+    int gate_and_up(const LayerArguments& layer, int64_t* live) {
+        const LinearArguments matrices[] = {with(layer.matrices[kGate], b_.g), with(layer.matrices[kUp], b_.u)};
+        const int status = multiply(matrices, layer.up_by_neuron ? 1 : 2);
+        if (status != kOk || (live == nullptr && !layer.up_by_neuron)) return status;
+        const int64_t count = live_gates(b_.g, dtype_, a_.inner, b_.list);
+        if (live != nullptr) live[0] = count;
+        if (!layer.up_by_neuron) return kOk;
+        return multiply_rows(matrices[1], b_.codes, b_.scale, b_.list, count, threads_);
+    }
+
+    int down(const LayerArguments& layer, int64_t* live) {
+        const LinearArguments matrix = with(layer.matrices[kDown], b_.branch);
+        if (live == nullptr && !layer.down_by_neuron) return multiply(&matrix, 1);
+        const int64_t count = live_codes(b_.codes, a_.inner, b_.list);
+        if (live != nullptr) live[1] = count;
+        if (!layer.down_by_neuron) return multiply(&matrix, 1);
+        return multiply_columns(matrix, b_.codes, b_.scale, b_.list, count, threads_);
     }
 
     // x + branch, one rounding to the dtype: PyTorch's addition.
@@ -233,6 +254,19 @@ class Step {
     Buffers b_{};
 };
 
+// A layer's matrices lie by neurons only where one token is read, and a gate makes dead neurons; then their bytes must fit.
+bool valid_layers(const StepArguments& a, const CallArguments& call) {
+    const bool one = call.B * call.T == 1;
+    if (call.live != nullptr && !one) return false;
+    for (int64_t i = 0; i < a.layer_count; ++i) {
+        const LayerArguments& layer = a.layers[i];
+        const LinearArguments &up = layer.matrices[kUp], &down = layer.matrices[kDown];
+        if (layer.up_by_neuron && !(one && a.activation == kRelu2 && up.panels_bytes == up.N * neuron_bytes(up.K))) return false;
+        if (layer.down_by_neuron && !(one && down.panels_bytes == down.K * neuron_bytes(down.N))) return false;
+    }
+    return true;
+}
+
 bool valid(const StepArguments& a, const CallArguments& call) {
     return valid_dtype(a.dtype) && call.B >= 1 && call.T >= 1 && call.L >= 1 && a.layer_count >= 0 && a.hidden >= 1 &&
            a.inner >= 0 && a.heads >= 1 && a.kv_heads >= 1 && a.heads % a.kv_heads == 0 && a.D >= 2 && a.D % 2 == 0 &&
@@ -245,6 +279,6 @@ bool valid(const StepArguments& a, const CallArguments& call) {
 
 BITNET_EXPORT int bitnet_cpu_decoder_step(const bitnet::StepArguments* step, const bitnet::CallArguments* call, int threads) {
     using namespace bitnet;
-    if (!valid(*step, *call)) return kInvalidArgument;
+    if (!valid(*step, *call) || !valid_layers(*step, *call)) return kInvalidArgument;
     return Step(*step, *call, clamp_threads(threads)).run();
 }

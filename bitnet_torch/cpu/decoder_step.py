@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from bitnet_torch.cpu import panel8
+from bitnet_torch.cpu import neuron_rows, panel8
 from bitnet_torch.cpu._library import (
     ACTIVATION_CODE,
     BAD_VALUE,
@@ -41,7 +41,12 @@ class _Norm(ctypes.Structure):
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = (("matrices", MatrixArguments * 7), ("norms", _Norm * 6))
+    _fields_ = (
+        ("matrices", MatrixArguments * 7),
+        ("norms", _Norm * 6),
+        ("up_by_neuron", INT),
+        ("down_by_neuron", INT),
+    )
 
 
 class _Step(ctypes.Structure):
@@ -74,6 +79,7 @@ class _Call(ctypes.Structure):
         ("start", POINTER),
         ("first", POINTER),
         ("out", POINTER),
+        ("live", POINTER),
     )
 
 
@@ -111,7 +117,7 @@ class Runner:
             activation=ACTIVATION_CODE[weights.activation],
         )
 
-    def __call__(self, input_ids: Tensor, cache: CacheViews) -> Tensor:
+    def __call__(self, input_ids: Tensor, cache: CacheViews, live: Tensor | None = None) -> Tensor:
         """Run the step; see :class:`bitnet_torch.ops.decoder_step.Runner`."""
         ids = input_ids.to(torch.int64).contiguous()
         batch, tokens = ids.shape
@@ -128,6 +134,7 @@ class Runner:
             start=cache.start.data_ptr(),
             first=cache.first.data_ptr(),
             out=out.data_ptr(),
+            live=None if live is None else live.data_ptr(),
         )
         status = _kernel(self._step, call, torch.get_num_threads())
         if status == BAD_VALUE:
@@ -141,6 +148,8 @@ def _layer(weights: LayerWeights) -> _Layer:
     return _Layer(
         matrices=(MatrixArguments * 7)(*map(_matrix, weights.matrices)),
         norms=(_Norm * 6)(*map(_norm, weights.norms)),
+        up_by_neuron=weights.matrices[5].layout == neuron_rows.ROWS,
+        down_by_neuron=weights.matrices[6].layout == neuron_rows.COLUMNS,
     )
 
 
@@ -164,4 +173,7 @@ def _norm(norm: Norm | None) -> _Norm:
     return _Norm(weight=norm.weight.data_ptr(), dtype=DTYPE_CODE[norm.weight.dtype], eps=norm.eps)
 
 
-register_decoder_step(Backend("cpu", panel8.NAME, MOST_TOKENS, Runner), device="cpu")
+register_decoder_step(
+    Backend("cpu", panel8.NAME, MOST_TOKENS, Runner, (neuron_rows.ROWS, neuron_rows.COLUMNS)),
+    device="cpu",
+)

@@ -110,14 +110,26 @@ constexpr Kernels kScalar = {"scalar", scalar::quantize_row, scalar::row_sum, sc
      scalar::weight_codes, scalar::ternary_panels, scalar::widen_row, scalar::narrow_row, scalar::norm_row, scalar::glu_row,
      scalar::float_rows, scalar::float_dot, scalar::head_codes, scalar::int8_rows, scalar::head_sums,
     scalar::first_above, scalar::rope_row, scalar::product_tile, scalar::ternary_strip,
-     scalar::int8_strip, &scalar::attention};
+     scalar::int8_strip, &scalar::attention, scalar::neuron_dots, scalar::neuron_adds, scalar::live_gates, scalar::live_codes,
+    scalar::ternary_finish};
 #if defined(BITNET_AVX2)
 constexpr Kernels kAvx2 = {
     "avx2", avx2::quantize_row, avx2::row_sum, avx2::weight_max, avx2::weight_sum, avx2::weight_codes,
     avx2::ternary_panels, avx2::widen_row, avx2::narrow_row, avx2::norm_row, avx2::glu_row,
     avx2::float_rows, avx2::float_dot, avx2::head_codes, avx2::int8_rows, avx2::head_sums,
     avx2::first_above, avx2::rope_row, avx2::product_tile, avx2::ternary_strip,
-    avx2::int8_strip, &avx2::attention};
+    avx2::int8_strip, &avx2::attention, avx2::neuron_dots, avx2::neuron_adds, scalar::live_gates, scalar::live_codes,
+    avx2::ternary_finish};
+#endif
+
+#if defined(BITNET_AVX512VNNI)
+constexpr Kernels with_neurons(Kernels base) {
+    base.neuron_dots = avx512vnni::neuron_dots;
+    base.neuron_adds = avx512vnni::neuron_adds;
+    base.live_gates = avx512vnni::live_gates;
+    base.live_codes = avx512vnni::live_codes;
+    return base;
+}
 #endif
 
 // Ordered from the plainest to the fastest: the last supported row is chosen.
@@ -129,7 +141,8 @@ const Row kTable[] = {
     {has_avxvnni, with_products(kAvx2, "avxvnni", avxvnni::ternary_panels, avxvnni::int8_rows)},
 #endif
 #if defined(BITNET_AVX512VNNI)
-    {has_avx512vnni, with_products(kAvx2, "avx512vnni", avx512vnni::ternary_panels, avx512vnni::int8_rows)},
+    {has_avx512vnni,
+     with_neurons(with_products(kAvx2, "avx512vnni", avx512vnni::ternary_panels, avx512vnni::int8_rows))},
 #endif
 #endif
 #if defined(BITNET_NEONDOT)
@@ -184,4 +197,4 @@ BITNET_EXPORT int bitnet_cpu_isa_force(const char* name) {
 }
 
 // Python refuses a library that was built from other sources: the argument lists would not match.
-BITNET_EXPORT int bitnet_cpu_abi() { return 11; }
+BITNET_EXPORT int bitnet_cpu_abi() { return 13; }

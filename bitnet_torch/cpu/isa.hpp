@@ -51,6 +51,16 @@ struct Int8Job {
     int64_t ahead;         // bytes from use to prefetch, see Ahead
 };
 
+// One token by some neurons of a matrix in one of the layouts of neuron_rows.hpp.
+struct NeuronJob {
+    const uint8_t* codes;
+    int64_t chunks;       // of a neuron
+    const int32_t* list;  // neurons, ascending
+    int64_t count;        // of the list
+    const int8_t* x;      // dots: chunks * 256 elements of the input; adds: one for each neuron
+    int32_t* sums;        // of products with t + 1. Dots: one for each neuron; adds: chunks * 256
+};
+
 // Sums of squares over a row of the head, in float64: of the weights, of what the codes stand for, of the difference. Lane
 // j of eight adds up elements j, j + 8, ... in that order; then ((l0 + l4) + (l2 + l6)) + ((l1 + l5) + (l3 + l7)).
 struct HeadSums {
@@ -91,6 +101,13 @@ struct Kernels {
     void (*ternary_strip)(const uint8_t* packed, int64_t stride, int64_t rows, float* b);
     void (*int8_strip)(const int8_t* x, int64_t stride, const float* scale, int64_t rows, float* b);
     const AttentionKernels* attention;
+    void (*neuron_dots)(const NeuronJob& job, int64_t first, int64_t last);  // listed neurons [first, last)
+    void (*neuron_adds)(const NeuronJob& job, int64_t first, int64_t last);  // all listed ones, chunks [first, last)
+    // Indices of the gates that are not <= 0, from `first` on, and of codes other than 0; neuron_rows.hpp.
+    int64_t (*live_gates)(const float* g, int64_t first, int64_t count, int32_t* list);
+    int64_t (*live_codes)(const int8_t* x, int64_t count, int32_t* list);
+    // Outputs of panels [first, last) of one token from its sums.
+    void (*ternary_finish)(const TernaryJob& job, const int32_t* sums, int64_t first, int64_t last);
 };
 
 // How far ahead of its use a stream of weights is best asked for, which depends on the processor and nothing else. Out of
@@ -124,6 +141,11 @@ const Kernels& kernels();  // the chosen row: the last supported one, or the for
     void product_tile(const float*, const float*, int64_t, bool, float*);                             \
     void ternary_strip(const uint8_t*, int64_t, int64_t, float*);                                     \
     void int8_strip(const int8_t*, int64_t, const float*, int64_t, float*);                              \
+    void neuron_dots(const NeuronJob&, int64_t, int64_t);                                             \
+    void neuron_adds(const NeuronJob&, int64_t, int64_t);                                             \
+    int64_t live_gates(const float*, int64_t, int64_t, int32_t*);                                     \
+    int64_t live_codes(const int8_t*, int64_t, int32_t*);                                             \
+    void ternary_finish(const TernaryJob&, const int32_t*, int64_t, int64_t);                         \
     extern const AttentionKernels attention;
 
 namespace scalar {
@@ -141,6 +163,10 @@ void int8_rows(const Int8Job&, int64_t, int64_t);
 namespace avx512vnni {
 void ternary_panels(const TernaryJob&, int64_t, int64_t);
 void int8_rows(const Int8Job&, int64_t, int64_t);
+void neuron_dots(const NeuronJob&, int64_t, int64_t);
+void neuron_adds(const NeuronJob&, int64_t, int64_t);
+int64_t live_gates(const float*, int64_t, int64_t, int32_t*);
+int64_t live_codes(const int8_t*, int64_t, int32_t*);
 }
 namespace neondot {
 void ternary_panels(const TernaryJob&, int64_t, int64_t);

@@ -12,7 +12,7 @@ from bitnet_torch.cpu import panel8
 from bitnet_torch.cpu._library import DTYPE_CODE, INT, POINTER, SIZE, failure, function
 from bitnet_torch.ops import multi_ternary_linear as op
 from bitnet_torch.ops._registry import implement
-from bitnet_torch.ops.layouts import layout_named
+from bitnet_torch.ops.layouts import convert
 
 
 class MatrixArguments(ctypes.Structure):
@@ -52,7 +52,10 @@ def _launch(
     x_q, x_scale = x_q.contiguous(), x_scale.contiguous()
     *rows, k = x_q.shape
     # These lists keep alive what the pointers point to.
-    panels = [_panels(codes, layout, n, k) for codes, n in zip(prepacked, N, strict=True)]
+    panels = [
+        convert(codes, n, k, layout, panel8.NAME).contiguous()
+        for codes, n in zip(prepacked, N, strict=True)
+    ]
     scales = [scale.contiguous() for scale in w_scale]
     biases = [None if b is None else b.contiguous() for b in bias]
     ys = [torch.empty((*rows, n), dtype=dtype, device=x_q.device) for n in N]
@@ -108,9 +111,3 @@ def bound_call(
         return y
 
     return call
-
-
-def _panels(prepacked: Tensor, layout: str, n: int, k: int) -> Tensor:
-    if layout == panel8.NAME:
-        return prepacked.contiguous()
-    return panel8.prepack(layout_named(layout).unpack(prepacked, n, k), n)

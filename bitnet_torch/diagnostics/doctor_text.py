@@ -109,6 +109,7 @@ def _tried(kernels: Kernels) -> list[str]:
     for device, reason in kernels.steps.items():
         how = f"op by op: {reason}" if reason else "through all layers in one call"
         layers.append(_row("", f"decode steps on {device} run {how}"))
+    layers.append(_row("", f"decode steps on cpu {kernels.sparsity}"))
     for device, reason in kernels.graphs.items():
         how = f"run launch by launch: {reason}" if reason else "are replayed from a recorded graph"
         layers.append(_row("", f"decode steps on {device} {how}"))

@@ -11,7 +11,9 @@ from bitnet_torch import ops
 from bitnet_torch.cpu import isa
 from bitnet_torch.cpu._library import build_record
 from bitnet_torch.diagnostics.graphs import reason_against_graphs, reason_against_one_call
+from bitnet_torch.models.sparsity import describe
 from bitnet_torch.ops._registry import BACKEND_DEVICE
+from bitnet_torch.ops.decoder_step import decoder_step_on
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Kernels:
         graphs: Type of each accelerator to why decode steps are not replayed from a graph there;
             empty if they are.
         steps: Why a decode step does not run in one call on the CPU; empty if it does.
+        sparsity: When decode steps on the CPU pass over neurons, in words.
     """
 
     backends: tuple[BackendFact, ...]
@@ -68,6 +71,7 @@ class Kernels:
     checks: dict[str, bool]
     graphs: dict[str, str]
     steps: dict[str, str]
+    sparsity: str
 
 
 def examine_kernels(present: tuple[str, ...]) -> Kernels:
@@ -84,6 +88,7 @@ def examine_kernels(present: tuple[str, ...]) -> Kernels:
         checks={device: _has_reference_bits(device) for device in present},
         graphs={d: reason_against_graphs(d) for d in present if d != "cpu"},
         steps={d: reason_against_one_call(d) for d in present if d == "cpu"},
+        sparsity=describe(decoder_step_on("cpu")),
     )
 
 

@@ -8,7 +8,7 @@
 Between the two calls the activations are codes instead of floats. A fused op is by definition
 the composition of its parts, so whether a stage is fused shows in no bit of a result, only in
 time. It is fused in inference, when its norm is the decoder's own, its linear layers are
-packed in one layout, and nobody watches or changes what flows between them: no hooks, no
+packed, and nobody watches or changes what flows between them: no hooks, no
 replaced ``forward``, no autocast. Anything else calls the modules one after another; but in
 training, too, q/k/v and gate/up quantise their common input once.
 """
@@ -88,6 +88,12 @@ def project(linears: Sequence[nn.Module], h: Tensor | QuantizedRows) -> list[Ten
             return on_one_input(cast(Sequence[BitLinear], linears), h)
         return [linear(h) for linear in linears]
     packed = cast(Sequence[PackedBitLinear], linears)
+    if len({linear.layout for linear in packed}) > 1:
+        return [_multiply([linear], h)[0] for linear in packed]
+    return _multiply(packed, h)
+
+
+def _multiply(packed: Sequence[PackedBitLinear], h: QuantizedRows) -> list[Tensor]:
     ys: list[Tensor] = multi_ternary_linear(
         h.codes,
         h.scale,
@@ -102,15 +108,12 @@ def project(linears: Sequence[nn.Module], h: Tensor | QuantizedRows) -> list[Ten
 
 
 def _take_codes(linears: Sequence[nn.Module], x: Tensor) -> bool:
-    """Return whether packed layers of one layout would read ``x``, unseen by anyone else."""
+    """Return whether packed layers would read ``x``, unseen by anyone else."""
     if not linears or torch.is_grad_enabled() or in_autocast(x.device.type):
         return False
-    layout, in_features = getattr(linears[0], "layout", None), x.shape[-1]
+    in_features = x.shape[-1]
     return all(
-        type(linear) is PackedBitLinear
-        and linear.layout == layout
-        and linear.in_features == in_features
-        and _unwatched(linear)
+        type(linear) is PackedBitLinear and linear.in_features == in_features and _unwatched(linear)
         for linear in linears
     )
 

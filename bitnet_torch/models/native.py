@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from bitnet_torch.models.cache import KVCache
 from bitnet_torch.models.module_state import ModuleState, is_plain_inference
 from bitnet_torch.models.native_weights import Unfit, weights_of
-from bitnet_torch.ops.decoder_step import Backend, CacheViews, Runner, decoder_step_on
+from bitnet_torch.models.sparsity import Sparsity, is_by_neuron, sparsity_of
+from bitnet_torch.ops.decoder_step import (
+    Backend,
+    CacheViews,
+    DecoderWeights,
+    Runner,
+    decoder_step_on,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +52,40 @@ def run_native(
         backend.name, input_ids.device.type
     ):
         return None
+    choice = sparsity_of(decoder)
+    if input_ids.numel() > 1 and not _ready_for_several(decoder, backend, choice):
+        return None
+    plan = _plan(decoder, backend)
+    if plan.runner is None or plan.weights is None or cache.dtype not in plan.held:
+        return None
+    if plan.state.is_watched():
+        return None
+    live = choice.counter(plan.weights, backend) if input_ids.numel() == 1 else None
+    views = CacheViews(cache.storage, cache.scales, cache.start, first)
+    out = plan.runner(input_ids, views, live)
+    if live is not None and (turns := choice.seen(decoder, live, backend)):
+        # The plan goes first: it holds the matrices as they were.
+        del plan
+        _PLANS.pop(decoder, None)
+        choice.turn(turns)
+    return out
+
+
+def _plan(decoder: nn.Module, backend: Backend) -> _Plan:
     plan = _PLANS.get(decoder)
     if plan is None or not plan.state.is_current():
         plan = _PLANS[decoder] = _Plan(decoder, backend)
-    if plan.runner is None or cache.dtype not in plan.held or plan.state.is_watched():
-        return None
-    return plan.runner(input_ids, CacheViews(cache.storage, cache.scales, cache.start, first))
+    return plan
+
+
+def _ready_for_several(decoder: nn.Module, backend: Backend, choice: Sparsity) -> bool:
+    """Return whether no matrix lies in an order for one token, after trying to make it so."""
+    weights = _plan(decoder, backend).weights
+    if weights is None or not is_by_neuron(weights, backend):
+        return True
+    del weights
+    _PLANS.pop(decoder, None)
+    return choice.make_dense(decoder, backend)
 
 
 def reason_against_native(decoder: nn.Module, device: str) -> str:
@@ -71,6 +106,7 @@ class _Plan:
         state: Tells whether it still is.
         runner: None if it must run layer by layer.
         reason: Why it must; empty if it need not.
+        weights: What the runner was made of.
         held: Dtypes that the cache may have.
     """
 
@@ -78,13 +114,15 @@ class _Plan:
         self.state = ModuleState(decoder)
         self.runner: Runner | None = None
         self.reason = ""
+        self.weights: DecoderWeights | None = None
         self.held: tuple[torch.dtype, ...] = ()
         try:
-            weights = weights_of(decoder, backend.layout)
+            weights = weights_of(decoder, backend.layout, backend.neurons)
         except Unfit as why:
             self.reason = str(why)
             logger.debug("a decoder runs op by op: %s", why)
             return
+        self.weights = weights
         self.runner, self.held = backend.make(weights), (weights.embedding.dtype, torch.int8)
 
 

@@ -22,12 +22,15 @@ class Unfit(ConfigurationError):
     """Why a decoder must run op by op. It never leaves this package."""
 
 
-def weights_of(decoder: nn.Module, layout: str) -> DecoderWeights:
+def weights_of(
+    decoder: nn.Module, layout: str, neurons: tuple[str, str] | None = None
+) -> DecoderWeights:
     """Return the weights of a packed decoder, without copying any.
 
     Args:
         decoder: Of any kind.
         layout: In which the codes must be.
+        neurons: Layouts in which those of up and down may be instead.
 
     Raises:
         Unfit: It is not one of ours, not packed throughout, or a tensor has an unusual form.
@@ -40,7 +43,7 @@ def weights_of(decoder: nn.Module, layout: str) -> DecoderWeights:
         raise Unfit("its embedding changes with use")
     if not own.layers:
         raise Unfit("it has no layer")
-    layers = tuple(_layer(layer, layout) for layer in own.layers)
+    layers = tuple(_layer(layer, layout, neurons) for layer in own.layers)
     (activation, head_dim), *others = {_settings(layer) for layer in own.layers}
     norm = _norm(own.norm)
     if others or norm is None:
@@ -63,7 +66,7 @@ def _settings(layer: nn.Module) -> tuple[str, int]:
     return own.mlp.activation, own.self_attn.head_dim
 
 
-def _layer(layer: nn.Module, layout: str) -> LayerWeights:
+def _layer(layer: nn.Module, layout: str, neurons: tuple[str, str] | None) -> LayerWeights:
     own = _only(layer, DecoderLayer)
     a, f = _only(own.self_attn, Attention), _only(own.mlp, FeedForward)
     linears = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, f.gate_proj, f.up_proj, f.down_proj)
@@ -71,14 +74,14 @@ def _layer(layer: nn.Module, layout: str) -> LayerWeights:
     norms = (before_q, a.q_norm, a.k_norm, a.attn_sub_norm, before_gate, f.ffn_sub_norm)
     if before_q is None or before_gate is None or (a.q_norm is None) != (a.k_norm is None):
         raise Unfit("a norm is missing")
-    return LayerWeights(
-        tuple(_matrix(linear, layout) for linear in linears), tuple(_norm(norm) for norm in norms)
-    )
+    others = (*[layout] * 5, *(neurons or (layout, layout)))
+    matrices = (_matrix(m, (layout, other)) for m, other in zip(linears, others, strict=True))
+    return LayerWeights(tuple(matrices), tuple(_norm(norm) for norm in norms))
 
 
-def _matrix(linear: nn.Module, layout: str) -> Matrix:
+def _matrix(linear: nn.Module, layouts: tuple[str, str]) -> Matrix:
     linear = _only(linear, PackedBitLinear)
-    if linear.layout != layout:
+    if linear.layout not in layouts:
         raise Unfit(f"a layer holds its codes in layout {linear.layout!r}")
     return Matrix(
         _tensor(linear.prepacked, (torch.uint8,)),
@@ -86,6 +89,7 @@ def _matrix(linear: nn.Module, layout: str) -> Matrix:
         None if linear.bias is None else _tensor(linear.bias, FLOATS),
         linear.out_features,
         linear.in_features,
+        linear.layout,
     )
 
 

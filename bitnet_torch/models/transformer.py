@@ -26,6 +26,7 @@ from bitnet_torch.models.linear import LinearClass
 from bitnet_torch.models.native import run_native
 from bitnet_torch.models.padding import leading_padding, runs_of
 from bitnet_torch.models.rotary import RotaryTables
+from bitnet_torch.models.sparsity import sparsity_of
 from bitnet_torch.nn import BitLinear, FloatLinear
 from bitnet_torch.nn.norm import RMSNorm
 
@@ -64,6 +65,14 @@ class Decoder(nn.Module):
 
         A sequence's first token has position 0, and so has padding before it.
         """
+        if torch.compiler.is_compiling():
+            return self._run(input_ids, start, first, cache)
+        with sparsity_of(self).inside():
+            return self._run(input_ids, start, first, cache)
+
+    def _run(
+        self, input_ids: Tensor, start: Tensor, first: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         if (done := run_native(self, input_ids, first, cache)) is not None:
             return done
         at = start + torch.arange(input_ids.shape[1], device=input_ids.device)[None]

@@ -28,7 +28,7 @@ from bitnet_torch.ops._checks import (
     check_weight_scale,
 )
 from bitnet_torch.ops.bit_linear import bit_linear_prepacked
-from bitnet_torch.ops.layouts import layout_named, preferred_layout
+from bitnet_torch.ops.layouts import convert, layout_named, preferred_layout
 from bitnet_torch.ops.pack_codes import has_corrupt_code, raise_if_corrupt, unpack_codes
 
 _ZERO_WEIGHTS = 0b01_01_01_01
@@ -77,6 +77,29 @@ class PackedBitLinear(nn.Module):
         layout = preferred_layout(packed.device.type)
         self.layout = layout.name
         self.prepacked = layout.prepack(packed, self.out_features)
+
+    def hold_as(self, layout: str) -> None:
+        """Hold the codes in another layout; nothing that is computed changes.
+
+        They stay where they are in memory, if they take as many bytes: nobody may be reading.
+
+        Args:
+            layout: A name of :mod:`bitnet_torch.ops.layouts`.
+
+        Raises:
+            ConfigurationError: No backend that is loaded has it.
+        """
+        held = self.prepacked
+        made = convert(held, self.out_features, self.in_features, self.layout, layout)
+        if made is held:
+            return
+        if made.numel() == held.numel():
+            # In its place: memory of weights is given back by the piece, not by the matrix.
+            place = held.detach()
+            with torch.inference_mode():
+                place.copy_(made)
+            made = place
+        self.prepacked, self.layout = made, layout
 
     @property
     def weight(self) -> Tensor:

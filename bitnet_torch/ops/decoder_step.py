@@ -23,11 +23,12 @@ class Matrix(NamedTuple):
     """A packed linear layer.
 
     Attributes:
-        codes: In the layout of the backend.
+        codes: In the layout of the backend; of up and down perhaps by neurons.
         w_scale: (), (1,) or (N,) float32.
         bias: (N,) float, or None.
         n: Outputs.
         k: Inputs.
+        layout: Of the codes.
     """
 
     codes: Tensor
@@ -35,6 +36,7 @@ class Matrix(NamedTuple):
     bias: Tensor | None
     n: int
     k: int
+    layout: str
 
 
 class Norm(NamedTuple):
@@ -100,8 +102,15 @@ class CacheViews(NamedTuple):
 class Runner(Protocol):
     """What a backend makes of a decoder's weights. It reads them anew in every call."""
 
-    def __call__(self, input_ids: Tensor, cache: CacheViews) -> Tensor:
+    def __call__(self, input_ids: Tensor, cache: CacheViews, live: Tensor | None = None) -> Tensor:
         """Return normalised hidden states (B, T, hidden) of ids (B, T), and fill the cache.
+
+        Args:
+            input_ids: One token only, if a matrix lies by neurons.
+            cache: Of all layers.
+            live: (layers, 2) int64, for one token: gets how many neurons of each layer have a
+                live gate, and how many a code other than 0. Backends without ``neurons`` are
+                given none.
 
         Raises:
             ShapeError: The tokens do not fit the cache.
@@ -118,12 +127,15 @@ class Backend(NamedTuple):
         layout: In which it reads codes.
         most: Tokens up to which it is asked.
         make: Makes a runner. Weights that go away or move afterwards must not be run.
+        neurons: Layouts of up and down in which a step of one token passes over dead neurons;
+            None if it has none.
     """
 
     name: str
     layout: str
     most: int
     make: Callable[[DecoderWeights], Runner]
+    neurons: tuple[str, str] | None = None
 
 
 _BACKENDS: dict[str, Backend] = {}

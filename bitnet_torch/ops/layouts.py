@@ -51,12 +51,34 @@ EXCHANGE = Layout(
 )
 LAYOUTS: dict[str, Layout] = {EXCHANGE.name: EXCHANGE}
 _PREFERRED: dict[str, Layout] = {}
+_DIRECT: dict[tuple[str, str], Callable[[Tensor, int, int], Tensor]] = {}
 
 
-def register_layout(layout: Layout, *, device: str) -> None:
-    """Make ``layout`` the one that modules on ``device`` hold."""
+def register_layout(layout: Layout, *, device: str | None) -> None:
+    """Make ``layout`` known, and the one that modules on ``device`` hold; None for no device."""
     LAYOUTS[layout.name] = layout
-    _PREFERRED[device] = layout
+    if device is not None:
+        _PREFERRED[device] = layout
+
+
+def register_conversion(
+    source: str, target: str, convert: Callable[[Tensor, int, int], Tensor]
+) -> None:
+    """Let ``(buffer, N, K) -> buffer`` lead from one layout to another without the exchange one."""
+    _DIRECT[source, target] = convert
+
+
+def convert(buffer: Tensor, N: int, K: int, source: str, target: str) -> Tensor:
+    """Return the codes of ``buffer``, in layout ``source``, in layout ``target``.
+
+    Raises:
+        ConfigurationError: A layout is unknown.
+    """
+    if source == target:
+        return buffer
+    if (direct := _DIRECT.get((source, target))) is not None:
+        return direct(buffer, N, K)
+    return layout_named(target).prepack(layout_named(source).unpack(buffer, N, K), N)
 
 
 def layout_named(name: str) -> Layout:

@@ -156,7 +156,8 @@ def test_without_a_suite_the_help_is_shown_and_it_is_bad_usage(bitnet):
 
 
 @pytest.mark.parametrize(
-    "name", ["ops", "model", "peers", "train", "memory", "tune", "compare", "make-checkpoint"]
+    "name",
+    ["ops", "model", "peers", "sparse", "train", "memory", "tune", "compare", "make-checkpoint"],
 )
 def test_every_part_has_a_help_that_ends_with_an_example(bitnet, name):
     status, out, _ = bitnet("bench", name, "--help")
