@@ -133,7 +133,17 @@ def _wrong_in_decoding(entry):
 def complaints(arch, cache, kernels=()):
     """Compile for an architecture; return what is worse than it may be, by kernel and variant."""
     named = [argument for name in kernels for argument in ("--kernel", name)]
-    entries = report("--arch", arch, "--float", "bf16", *named, cache=cache)
+    return worse(report("--arch", arch, "--float", "bf16", *named, cache=cache), arch, kernels)
+
+
+def worse(entries, arch, kernels=()):
+    """Return what is worse in a report of an architecture, by kernel and variant.
+
+    Args:
+        entries: Of the report, in bfloat16.
+        arch: The architecture.
+        kernels: Of which it is; none for all.
+    """
     known = {key[1:]: before for key, before in read_baseline().items() if key[0] == arch}
     found = {}
     for entry in entries:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.triton.aot import ARCHS, FILE, KERNELS, complaints, python, report, row, wrong
+from tests.triton.aot import ARCHS, FILE, KERNELS, complaints, python, report, row, worse, wrong
 from tests.triton.conftest import EMULATED
 from tests.triton.gemm_code import check_gemm_code
 
@@ -30,9 +30,9 @@ def test_some_kernels_are_what_was_committed(decode_code, aot_cache):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
 def test_every_kernel_is_what_was_committed(arch, tmp_path):
-    assert complaints(arch, tmp_path) == {}
-    # Compiled a moment ago.
-    check_gemm_code(report("--arch", arch, "--float", "bf16", cache=tmp_path), arch)
+    entries = report("--arch", arch, "--float", "bf16", cache=tmp_path)
+    assert worse(entries, arch) == {}
+    check_gemm_code(entries, arch)
 
 
 @pytest.mark.slow
@@ -45,7 +45,10 @@ def test_the_main_loops_of_decoding_are_what_was_committed(arch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_float32_keeps_to_its_registers(tmp_path):
-    entries = report("--arch", "sm_80", "--float", "fp32", cache=tmp_path)
+    # Those whose values of x take twice the registers.
+    names = ("_attention_kernel", "_quantize_rows_kernel", "_float_linear_kernel")
+    named = [argument for name in names for argument in ("--kernel", name)]
+    entries = report("--arch", "sm_80", "--float", "fp32", *named, cache=tmp_path)
     assert [bad for entry in entries if (bad := wrong(entry, None))] == []
 
 
