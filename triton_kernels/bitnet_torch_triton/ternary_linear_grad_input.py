@@ -26,7 +26,7 @@ from bitnet_torch_triton.number import rounded, widened
 CONFIGS = {
     1: KernelConfig(block_m=64, block_k=128, block_r=32, num_warps=8),
     2: KernelConfig(block_m=64, block_k=128, block_r=32, num_warps=8),
-    3: KernelConfig(block_m=32, block_k=128, block_r=32, num_warps=8),
+    3: KernelConfig(block_m=32, block_k=64, block_r=16, num_warps=4),
 }
 
 
