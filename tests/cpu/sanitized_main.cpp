@@ -68,6 +68,7 @@ struct Norm {  // and the rest: the arguments of decoder_step.cpp
 struct Layer {
     Matrix matrices[7];
     Norm norms[6];
+    int up_by_neuron, down_by_neuron;
 };
 struct Step {
     const void* embedding;
@@ -86,6 +87,7 @@ struct Call {
     int64_t L;
     const int64_t *start, *first;
     void* out;
+    int64_t* live;
 };
 int bitnet_cpu_decoder_step(const Step*, const Call*, int);
 }
@@ -258,7 +260,7 @@ void run_step(int64_t T, int64_t D, int dtype, bool int8, bool norms, int thread
     const int64_t first[] = {0, 3};
     const auto* angles = reinterpret_cast<const float*>(table.get());
     const Step step{embedding.get(), angles, angles, layers, 2, vocab, hidden, inner, heads, kv_heads, D, L, layer.norms[0], 0.5f, dtype, norms};
-    const Call call{ids.get(), B, T, storage.get(), int8 ? scales.get() : nullptr, L, &start, first, out.get()};
+    const Call call{ids.get(), B, T, storage.get(), int8 ? scales.get() : nullptr, L, &start, first, out.get(), nullptr};
     require(bitnet_cpu_decoder_step(&step, &call, threads), "decoder_step");
 }
 
