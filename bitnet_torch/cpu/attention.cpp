@@ -13,6 +13,7 @@ using namespace bitnet;
 namespace {
 
 constexpr int64_t kBlockRows = 32;
+constexpr int64_t kFewRows = 8;     // up to which widening in registers, once for four rows, is cheaper than a panel
 constexpr int64_t kCost = 10;       // of an element of a key and of its value, in the units of useful_threads
 constexpr int64_t kMostThreads = 4;  // blocks for each thread, below which chunks are dealt out
 
@@ -56,10 +57,8 @@ struct Attention {
     // Asks for a chunk that is needed soon: a cache of all layers comes from memory.
     void expect(const Side& side, const Block& block, int64_t chunk) const {
 #if defined(__GNUC__)
-        const int64_t from = chunk * kKeyChunk, left = seen(block) - from, count = left < kKeyChunk ? left : kKeyChunk;
-        const int64_t at = block.b * side.batch + block.head * side.head + (block.low + from) * side.token;
-        const char* rows = side.data + at * size_of_element();
-        for (int64_t i = 0; i < count; ++i)
+        const char* rows = static_cast<const char*>(lying(side, block, chunk).data);
+        for (int64_t i = 0; i < count(block, chunk); ++i)
             for (int64_t d = 0; d < D * size_of_element(); d += 64) {
                 const char* line = rows + i * side.token * size_of_element() + d;
                 __builtin_prefetch(line);
@@ -70,30 +69,37 @@ struct Attention {
 #endif
     }
 
-    // Keys or values of one chunk as float32 rows, and rows of zeros after them up to a whole group.
-    int64_t widen(const Side& side, const Block& block, int64_t chunk, float* panel) const {
-        const int64_t from = chunk * kKeyChunk, left = seen(block) - from, count = left < kKeyChunk ? left : kKeyChunk;
-        const int64_t at = block.b * side.batch + block.head * side.head + (block.low + from) * side.token;
-        const char* rows = side.data + at * size_of_element();
+    int64_t count(const Block& block, int64_t chunk) const {
+        const int64_t left = seen(block) - chunk * kKeyChunk;
+        return left < kKeyChunk ? left : kKeyChunk;
+    }
+    // Keys or values of one chunk as they lie in the cache.
+    CacheRows lying(const Side& side, const Block& block, int64_t chunk) const {
+        const int64_t at = block.b * side.batch + block.head * side.head + (block.low + chunk * kKeyChunk) * side.token;
+        return {side.data + at * size_of_element(), dtype, codes, side.token};
+    }
+    // The same as the block's rows read them: many rows in float32, from the panel.
+    CacheRows readable(const Side& side, const Block& block, int64_t chunk, float* panel) const {
+        const CacheRows rows = lying(side, block, chunk);
+        if (block.rows <= kFewRows && D == width()) return rows;
+        const int64_t n = count(block, chunk);
         if (codes)
-            for (int64_t i = 0; i < count; ++i)
-                step.widen_codes(reinterpret_cast<const int8_t*>(rows) + i * side.token, D, panel + i * panel_stride());
+            for (int64_t i = 0; i < n; ++i)
+                step.widen_codes(static_cast<const int8_t*>(rows.data) + i * side.token, D, panel + i * panel_stride());
         else
-            step.widen_rows(rows, dtype, side.token, count, D, panel, panel_stride());
-        for (int64_t i = 0; D < width() && i < count; ++i)
+            step.widen_rows(rows.data, dtype, side.token, n, D, panel, panel_stride());
+        for (int64_t i = 0; D < width() && i < n; ++i)
             for (int64_t d = D; d < width(); ++d) panel[i * panel_stride() + d] = 0.0f;
-        for (int64_t i = count; i < round_up(count, kKeyGroup); ++i)
-            std::memset(panel + i * panel_stride(), 0, static_cast<size_t>(width()) * sizeof(float));
-        return count;
+        return {panel, kFloat32, false, panel_stride()};
     }
     const float* scales(const Side& side, const Block& block, int64_t chunk) const {
         if (!codes) return nullptr;
         return side.scale + block.b * side.scale_batch + block.head * side.scale_head + block.low + chunk * kKeyChunk;
     }
     // How many keys of a chunk a row sees.
-    int64_t visible(const Block& block, int64_t row, int64_t chunk, int64_t count) const {
-        const int64_t left = seen_by(block, row) - chunk * kKeyChunk;
-        return left < 0 ? 0 : left < count ? left : count;
+    int64_t visible(const Block& block, int64_t row, int64_t chunk) const {
+        const int64_t left = seen_by(block, row) - chunk * kKeyChunk, most = count(block, chunk);
+        return left < 0 ? 0 : left < most ? left : most;
     }
 
     // The queries of a block times the factor, and a row of zeros where their number is odd.
@@ -110,26 +116,26 @@ struct Attention {
     }
     // The scores of a chunk into s (rows, stride), and what is largest so far into m.
     void score(const Block& block, const float* x, int64_t chunk, float* panel, float* s, int64_t stride, float* m) const {
-        const int64_t count = widen(keys, block, chunk, panel);
+        const CacheRows rows = readable(keys, block, chunk, panel);
         expect(values, block, chunk);
         float* here = s + chunk * kKeyChunk;
-        step.scores(x, round_up(block.rows, 2), panel, panel_stride(), round_up(count, kKeyGroup), width(), here, stride);
+        step.scores(x, round_up(block.rows, 2), rows, count(block, chunk), width(), here, stride);
         for (int64_t r = 0; r < block.rows; ++r) {
-            const int64_t sees = visible(block, r, chunk, count);
+            const int64_t sees = visible(block, r, chunk);
             if (sees > 0) m[r] = larger(m[r], step.peak(here + r * stride, sees, scales(keys, block, chunk)));
         }
     }
     // Adds the sums of a chunk to l (rows) and o (rows, width).
     void weigh(const Block& block, int64_t chunk, float* panel, float* s, int64_t stride, const float* m, float* l,
                float* o) const {
-        const int64_t count = widen(values, block, chunk, panel);
+        const CacheRows rows = readable(values, block, chunk, panel);
         float* here = s + chunk * kKeyChunk;
         int64_t counts[kBlockRows];
         for (int64_t r = 0; r < block.rows; ++r) {
-            counts[r] = std::isfinite(m[r]) ? visible(block, r, chunk, count) : 0;
+            counts[r] = std::isfinite(m[r]) ? visible(block, r, chunk) : 0;
             if (counts[r] > 0) l[r] = l[r] + step.weights(here + r * stride, counts[r], m[r], scales(values, block, chunk));
         }
-        step.values(here, stride, counts, block.rows, panel, panel_stride(), width(), o);
+        step.values(here, stride, counts, block.rows, rows, width(), o);
     }
     void finish(const Block& block, const float* m, const float* l, float* o) const {
         for (int64_t r = 0; r < block.rows; ++r) {
