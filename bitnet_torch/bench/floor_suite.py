@@ -40,8 +40,9 @@ from bitnet_torch.bench.verify import Call, same_bits
 from bitnet_torch.errors import BackendUnavailableError, ConfigurationError
 from bitnet_torch.generate import load
 from bitnet_torch.generate.head import Int8Head
-from bitnet_torch.models import CausalLM, KVCache
+from bitnet_torch.models import CausalLM, KVCache, sparsity
 from bitnet_torch.nn import PackedBitLinear
+from bitnet_torch.ops.decoder_step import decoder_step_on
 from bitnet_torch.ops.layouts import preferred_layout
 
 COLD_BYTES = 256 << 20
@@ -103,6 +104,8 @@ def _model_cases(plan: FloorPlan, wanted: tuple[str, ...]) -> Iterator[MakeCase]
     longest = model.config.max_position_embeddings
     if not 1 <= max(plan.prompt, *(c + 1 for c in plan.contexts)) <= longest:
         raise ConfigurationError(f"prompt and contexts must fit the model's {longest} tokens")
+    if backend := decoder_step_on(model.device.type):
+        sparsity.set_sparsity(model.model, "never", backend)  # as the floors read all codes
     subject = _Model(model, Int8Head(model, "screened"), plan.threads)
     if "decode" in wanted:
         for context in plan.contexts:
