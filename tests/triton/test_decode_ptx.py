@@ -102,6 +102,7 @@ def test_compiled_decode_kernels_have_the_references_bits(decode_code):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("f", ["fp16", "fp32"])
 def test_compiled_decode_kernels_have_the_references_bits_for_all_tokens(f, tmp_path):
     sizes = (*SIZES, (1, (1,)), (16, (65,)), (6912, (70,)), (12_300, (5, 130)))
