@@ -102,8 +102,12 @@ def floor_cases(plan: FloorPlan) -> Iterator[MakeCase]:
 def _model_cases(plan: FloorPlan, wanted: tuple[str, ...]) -> Iterator[MakeCase]:
     model = load(Path(plan.folder)).model
     longest = model.config.max_position_embeddings
-    if not 1 <= max(plan.prompt, *(c + 1 for c in plan.contexts)) <= longest:
-        raise ConfigurationError(f"prompt and contexts must fit the model's {longest} tokens")
+    asked = {"prompt": plan.prompt} if "prefill" in wanted else {}
+    if {"decode", "batch"} & set(wanted):
+        asked["context and a new token"] = max(plan.contexts) + 1
+    for name, tokens in asked.items():
+        if not 1 <= tokens <= longest:
+            raise ConfigurationError(f"{name}: {tokens} tokens do not fit the model's {longest}")
     if backend := decoder_step_on(model.device.type):
         sparsity.set_sparsity(model.model, "never", backend)  # as the floors read all codes
     subject = _Model(model, Int8Head(model, "screened"), plan.threads)
