@@ -94,9 +94,7 @@ def test_an_instruction_that_is_not_there_is_refused():
 def test_unknown_cases_and_long_contexts_are_refused(checkpoint):
     with pytest.raises(ConfigurationError, match=f"'gem' is no case; known are {', '.join(CASES)}"):
         next(floor_cases(plan(checkpoint, "gem")))
-    with pytest.raises(
-        ConfigurationError, match="new token: 257 tokens do not fit the model's 256"
-    ):
+    with pytest.raises(ConfigurationError, match="new token: 257 tokens do not fit"):
         list(floor_cases(FloorPlan(checkpoint, 1, ("decode",), contexts=(256,))))
     with pytest.raises(ConfigurationError, match="prompt: 512 tokens do not fit the model's 256"):
         list(floor_cases(FloorPlan(checkpoint, 1, ("prefill",))))
